@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 
 .PHONY: demo test test-fast test-timing test-slow messages fuzz check docs
 
-demo: .venv/core
+demo: .venv/core  # about 4 minutes on two cores; the first page stands within a minute
 	$(BIN)/silc-bench demo --out demo
 
 test: .venv/dev  # everything but what is slow by nature

@@ -88,7 +88,7 @@ COMMANDS = (
         "--tasks zeroshot --sort imagenet1k/zeroshot",
     ),
     ("tasks", evaluate.list_tasks, "", "--json"),
-    ("demo", demo.demo, "--fast", "--out demo"),
+    ("demo", demo.demo, "", "--full"),
     (
         "compare",
         compare.compare,

@@ -1,4 +1,4 @@
-"""What ``silc-bench demo`` parses, calls and prints."""
+"""What ``silc-bench demo`` parses, says at once and calls."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from silc_bench.cli.evaluate import _print_record
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console
+from silc_bench.system.terminal import answering, console, say
 
 
 @answering
@@ -17,21 +16,26 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for runs, records, images and the page; demo, or demo/fast, if not given."
+            help="Folder for runs, records, images and the page; demo, or demo/full, if not given."
         ),
     ] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="A minute: every part runs, the numbers mean little.")
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Twice the scenes and all tasks of the generated scenes."),
     ] = False,
 ) -> None:
-    """Train SILC and its contrastive twin on generated scenes, and compare the two.
+    """Train SILC and its contrastive twin on generated scenes, and compare the two, in minutes.
 
-    Evaluates both, and shows what self-distillation changed.
+    Two models that are packaged come first, so that there is a page within a minute.
     """
-    from silc_bench.cli.run_demo import run_demo
+    from silc_bench.cli.demo_progress import plan
 
     # A folder each: with one for both, the second demo would find the runs of the first.
-    default = "demo/fast" if fast else "demo"
-    folder = out or Path(default)
+    folder = out or Path("demo/full" if full else "demo")
     check_writable(folder)
-    run_demo(folder, is_fast=fast, console=console, on_result=_print_record)
+    for line in plan(full, str(folder)):
+        say(line, console)
+
+    from silc_bench.cli.run_demo import run_demo
+
+    run_demo(folder, is_full=full, console=console)

@@ -1,21 +1,26 @@
 """The whole idea in minutes: train SILC and its contrastive-only twin, and compare the two.
 
-Flow: two runs on generated scenes -> every ``shapes`` task -> records -> images ->
-leaderboard.html. Everything goes through the same functions as the commands; stopping it loses
-nothing, and calling it again goes on where it stopped.
+Flow: two packaged models -> the tasks of ``shapes`` -> a first page; then two runs on generated
+scenes -> the same tasks -> image, page, table and three sentences. Everything goes through the same
+functions as the commands; stopping it loses nothing, and calling it again goes on where it stopped.
 
-Run it: ``silc-bench demo``, or ``silc-bench demo --fast`` to see every part in about a minute.
+Run it: ``silc-bench demo``, or ``silc-bench demo --full`` for longer runs and every task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import shlex
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 
+from silc_bench.cli.demo_progress import FULL_SAMPLES, OBJECTIVES, SAMPLES, WholeBar, parts_of
 from silc_bench.datasets.generated.shapes.dataset import Shapes
 from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.evaluation.evaluate import evaluate
@@ -25,23 +30,28 @@ from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import ImageModel, training_of
 from silc_bench.models.load import load_model
 from silc_bench.reports import leaderboard
-from silc_bench.reports.forms.terminal import to_terminal
+from silc_bench.reports.comparison.compare import Result, compare
+from silc_bench.reports.comparison.pairing import ALPHA
 from silc_bench.results.record import Record
 from silc_bench.show.colors import class_colors
 from silc_bench.show.look import METHOD, component_maps, cosine_maps
 from silc_bench.show.sheet import CELL, Panel, figure
 from silc_bench.system.files import write_text_atomic
+from silc_bench.system.limits import keep_freed_memory
+from silc_bench.system.processes import StoppedError
+from silc_bench.system.terminal import WARNING, one_line, say
+from silc_bench.system.terminal_table import Column, Grid, Paragraph, Span
+from silc_bench.task import Task
 from silc_bench.tasks.dense.scores import without_background
 from silc_bench.tasks.selection import current_version, select
 from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.config.presets import configure
+from silc_bench.trainer.device import resolve
 from silc_bench.trainer.loop import run_training
 
 PRESET = "shapes_tiny"
-OBJECTIVES = ("contrastive", "silc")
-# At the preset's 38,400 samples a contrastive run was seen that still told colours only.
-SAMPLES = 48_000
-FAST_SAMPLES = 2_560
+MODELS = Path(__file__).parent / "demo_models"
 # Few-shot by logistic regression says what the ridge says, in half a minute a model.
 SLOW = ("shapes/fewshot_logistic", "shapes/segmentation_sgd", "shapes/segmentation_knn")
 SHOWN = 6  # images in the figure
@@ -50,48 +60,210 @@ CAPTION = (
     " for each pixel, in flat colours; the line is the true outline, and pixels outside it are not"
     " scored. Patch PCA: three principal components of the patch features over the six scenes.\n"
 )
+# what the sentences tell, and how they call it
+TOLD = {
+    "shapes/zeroshot": "zero-shot",
+    "shapes/zeroshot_unseen": "zero-shot of unseen pairs",
+    "shapes/segmentation_zeroshot": "zero-shot masks",
+}
 
 
-def run_demo(
-    out: Path, *, is_fast: bool, console: Console, on_result: Callable[[Record, bool], None]
-) -> Path:
-    """Train, evaluate and show below ``out``; the page's path.
+def run_demo(out: Path, *, is_full: bool, console: Console) -> Path:
+    """Measure, train and show below ``out``; the page's path.
 
     Raises as training and evaluation do.
     """
+    started = time.perf_counter()
     device = choose_device("auto")
+    if device.type == "cpu":
+        keep_freed_memory()
+    samples = FULL_SAMPLES if is_full else SAMPLES
     results = out / "results"
-    samples = FAST_SAMPLES if is_fast else SAMPLES
 
-    specs = []
-    for objective in OBJECTIVES:
-        config = configure(PRESET, objective, samples=samples)
-        run = out / "runs" / config.name
-        # A demo that was stopped goes on; a finished run is at its end at once.
-        is_begun = bool(checkpoint.all_in(run))
-        run_training(config, run, resume=is_begun, device=device, console=console)
-        specs.append(f"{run}:student")
+    with WholeBar(parts_of(is_full), console) as bar:
+        bar.begin()
+        tasks = tasks_of(is_full)
+        packaged = {
+            str(MODELS / f"{PRESET}-{objective}.safetensors"): f"packaged-{objective}"
+            for objective in OBJECTIVES
+        }
+        measure(packaged, tasks, results, "packaged", bar)
+        page = write_page(results, out)
+        seconds = time.perf_counter() - started
+        precision = resolve(config_of(OBJECTIVES[0], samples), device).precision
+        say(f"first page after {seconds:.0f} s: {page}", console)
+        say(f"now the models of your own, on {device} in {precision}", console)
 
-    models = [load_model(spec) for spec in specs]
-    tasks = [task for task in select(["shapes/*"]) if task.name not in SLOW]
-    for spec, model in zip(specs, models, strict=True):
+        own = {}
+        for objective in OBJECTIVES:
+            run = out / "runs" / objective
+            train(objective, samples, run, device, bar, console)
+            own[f"{run}:student"] = f"{objective}:student"
+
+        bar.begin()
+        records = measure(own, tasks, results, "trained_here", bar)
+        page = write_page(results, out)
+
+    compared = comparison_of(records, results)
+    console.print(table_of(compared, records))
+    for sentence in sentences_of(compared, samples):
+        console.print(Paragraph(sentence))
+    pair = " ".join(own.values())
+    for line in (
+        f"page: {page}",
+        f"image: {results / 'pictures' / 'trained_here.png'}",
+        f"next: silc-bench compare {pair} --results {shlex.quote(str(results))}",
+    ):
+        console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+    return page
+
+
+def tasks_of(is_full: bool) -> list[Task]:
+    """Of ``shapes``; with --full also the slow ones, and those of masks by colour."""
+    if is_full:
+        return select(["shapes/*", "shapes_colours/*"])
+    return [task for task in select(["shapes/*"]) if task.name not in SLOW]
+
+
+def measure(
+    names: dict[str, str], tasks: Sequence[Task], results: Path, figure_name: str, bar: WholeBar
+) -> list[Record]:
+    """Records of some models, and the image of what they see.
+
+    Args:
+        names: of each checkpoint, what tables call it.
+    """
+    records: list[Record] = []
+    count = len(names) * len(tasks)
+
+    def on_result(record: Record, is_new: bool) -> None:
+        records.append(record)
+        if is_new:
+            bar.done(len(records) / count)
+        else:
+            bar.know(len(records) / count)
+
+    models = []
+    for spec, name in names.items():
+        model = load_model(spec, None, name)
+        models.append(model)
         evaluate(
             model,
             tasks,
-            EvalSettings(progress=console.is_terminal),
+            EvalSettings(),
             model_source=spec,
             data_root=None,
             results_dir=results,
             on_result=on_result,
         )
+    draw_dense(models, results / "pictures" / f"{figure_name}.png", choose_device("auto"))
+    return records
 
-    # Before the leaderboard, whose page takes in the images that lie below the results.
-    draw_dense(models, results / "pictures" / "dense_features.png", device)
+
+def train(
+    objective: str,
+    samples: int,
+    run: Path,
+    device: torch.device,
+    bar: WholeBar,
+    console: Console,
+) -> None:
+    """A run in the folder ``run``, or the rest of it."""
+    config = config_of(objective, samples)
+    bar.begin()
+
+    # A demo that was stopped goes on; a finished run is at its end at once.
+    checkpoints = checkpoint.all_in(run)
+    if checkpoints:
+        bar.know(checkpoint.step_of(checkpoints[-1]) / config.num_steps)
+
+    def on_step(step: int) -> None:
+        bar.done(step / config.num_steps, f"step {step} of {config.num_steps}")
+
+    try:
+        run_training(
+            config,
+            run,
+            resume=bool(checkpoints),
+            device=device,
+            console=_Warnings(console),
+            on_step=on_step,
+        )
+    except StoppedError as error:
+        fix = "nothing is lost: the same command goes on from there"
+        raise StoppedError(error.problem, about=run, fix=fix) from None
+
+
+def config_of(objective: str, samples: int) -> Config:
+    # A row of the log looks at student and teacher: every ten steps that is 4 % of the time.
+    return configure(PRESET, objective, samples=samples, sets=["log_every=25"])
+
+
+class _Warnings(Console):
+    """For a run below a bar that is not its own: only what ``warn`` says, above that bar."""
+
+    def __init__(self, shown: Console) -> None:
+        super().__init__(file=io.StringIO())
+        self._shown = shown
+
+    def print(self, *objects: Any, style: Any = None, **how: Any) -> None:
+        if style == WARNING:
+            self._shown.print(*objects, style=style, **how)
+
+
+# ---- what it says in the end ----
+
+
+def write_page(results: Path, out: Path) -> Path:
+    """All records so far as a page that needs nothing else, and as tables beside it."""
     board = leaderboard.build(results, current_version=current_version)
-    console.print(to_terminal(board))
-    page = next(path for path in leaderboard.write(board, out) if path.suffix == ".html")
-    print(f"open {page} in a browser: tables, intervals and images")
-    return page
+    return next(path for path in leaderboard.write(board, out) if path.suffix == ".html")
+
+
+def comparison_of(records: Sequence[Record], results: Path) -> list[Result]:
+    """The main metric of each task, silc against contrastive."""
+    models = dict.fromkeys(f"{each.model.name}@{each.model.revision}" for each in records)
+    return [result for result in compare(results, list(models)).results if result.is_main]
+
+
+def table_of(compared: Sequence[Result], records: Sequence[Record]) -> RenderableType:
+    """A row for each task, in no more than 80 columns."""
+    heads = ("chance", *OBJECTIVES, "difference")
+    columns = [Column("task"), *(Column(head, is_numeric=True) for head in heads)]
+    chance = {record.task.name: record.task.chance for record in records}
+
+    rows: list[list[tuple[Span, ...]]] = []
+    for result in compared:
+        values = (chance[result.task], result.baseline_value, result.value)
+        paired = result.paired
+        mark = " " if result.verdict == "no difference" else "*"
+        difference = f"{100 * paired.difference:+.1f} ± {100 * paired.stderr:.1f} {mark}"
+        texts = (result.task, *(f"{100 * value:.1f}" for value in values), difference)
+        rows.append([((text, ""),) for text in texts])
+    note = Paragraph(
+        "Percent; differences in points ± one standard error over the same test images."
+        f" *: a difference between these two, at {ALPHA:g} after Holm's correction.",
+        "dim",
+    )
+    return Group(Grid(columns, rows), note, "")
+
+
+def sentences_of(compared: Sequence[Result], samples: int) -> list[str]:
+    """What was asked, what came out, and what that shows."""
+    intervals = []
+    for result in compared:
+        if result.task in TOLD:
+            middle, half = 100 * result.paired.difference, 100 * result.paired.margin
+            interval = f"{middle - half:+.1f} to {middle + half:+.1f}"
+            intervals.append(f"{TOLD[result.task]} {middle:+.1f} ({interval})")
+    return [
+        "Asked: do these small models gain by self-distillation (SILC), if both sides learn from"
+        f" the same {samples:,} generated scenes?",
+        "Found, silc minus contrastive in points with 95 % intervals over the test images:"
+        f" {', '.join(intervals)}.",
+        "It tells these two checkpoints apart, one seed a side, and not the methods: for those,"
+        " benchmarks/README.md in the repository has studies with several seeds.",
+    ]
 
 
 def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -> None:

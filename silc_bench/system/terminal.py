@@ -29,6 +29,7 @@ from silc_bench.errors import RunError, UserError
 # What torch says: of CUDA, and of the allocators of a CPU.
 NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a used-up quota
+WARNING = "yellow"  # the style of a warning
 console = Console(emoji=False)
 # Bars and the lines between them go through one console: of two consoles neither knows where the
 # other one stands.
@@ -119,7 +120,7 @@ def say(sentence: str, to: Console = notes, style: str | None = None) -> None:
 
 def warn(sentence: str, to: Console = notes) -> None:
     """As ``say``, in a color that is seen: something may be wrong, and the command goes on."""
-    _write(sentence, to, "yellow")
+    _write(sentence, to, WARNING)
 
 
 def tell(sentence: str, is_aside: bool) -> None:

@@ -202,6 +202,11 @@ def path_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}.pt"
 
 
+def step_of(path: Path) -> int:
+    """What its name says."""
+    return int(path.stem.removeprefix("step_"))
+
+
 def best_in(run: Path) -> Path | None:
     """The checkpoint with the highest score, of equals the newer; None where none was scored."""
     scored = []

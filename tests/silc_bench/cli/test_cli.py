@@ -316,7 +316,7 @@ def test_a_place_that_cannot_be_written_is_found_before_any_work(run, results, t
         f"train --out {place}",
         f"eval --ckpt {run} {ONE_TASK} --results {place}",
         f"leaderboard --results {results} --out {place}",
-        f"demo --fast --out {place}",
+        f"demo --out {place}",
     ):
         assert f"{tmp_path}/file is not a folder" in fail(line, place)
     assert (tmp_path / "file").read_text() == "mine"

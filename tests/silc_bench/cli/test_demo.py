@@ -1,14 +1,18 @@
 """The demo's whole way at the size of a test; a second call does nothing anew.
 
-The way: two runs, every task, images, page.
+The way: two packaged models, two runs, every task, images, page.
 """
 
+import hashlib
 import io
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +21,18 @@ from commands import TINY
 from PIL import Image
 from rich.console import Console
 
+from silc_bench.cli import demo_progress
 from silc_bench.cli import run_demo as demo
+from silc_bench.cli.demo_progress import OBJECTIVES
 from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.errors import RunError
+from silc_bench.models.load import load_model
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.results.folders import read
 from silc_bench.show.colors import INK, PALETTE
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
+from silc_bench.system.terminal import say, warn
 from silc_bench.tasks.selection import select
 from silc_bench.trainer import loop
 from silc_bench.trainer.checkpoints.model import NativeImageModel
@@ -39,7 +47,8 @@ SMALL = """
 """
 STEPS, BATCH = 3, 8
 TASKS = 10
-NAMES = {"shapes_tiny-contrastive:student", "shapes_tiny-silc:student"}
+PACKAGED = {"packaged-contrastive", "packaged-silc"}
+OWN = {"contrastive:student", "silc:student"}
 # images that are scored, and images whose pixels a dense probe learns from
 NUM_TEST, NUM_MASKS = 20, 40
 # the fewest scenes that hold ten of each class, as the main metric of few-shot needs
@@ -73,7 +82,7 @@ def patched():
         tiny = configure("shapes_tiny", "silc", sets=[*TINY.split(), *SMALL.split()])
         patch.setitem(presets.PRESETS, "shapes_tiny", lambda: tiny)
         patch.setattr(loop, "TOKENIZER_CAPTIONS", 50)
-        patch.setattr(demo, "FAST_SAMPLES", STEPS * BATCH)
+        patch.setattr(demo, "SAMPLES", STEPS * BATCH)
         patch.setattr(demo, "select", small_tasks)
         for what, owner, name in (
             ("steps", loop, "train_step"),
@@ -98,15 +107,10 @@ def counts(patched):
 
 
 def run_demo(out):
-    """(what it printed, whether each record was new, the page)."""
-    screen, is_new = io.StringIO(), []
-    page = demo.run_demo(
-        out,
-        is_fast=True,
-        console=Console(file=screen, width=200),
-        on_result=lambda record, new: is_new.append(new),
-    )
-    return screen.getvalue(), is_new, page
+    """(what it printed at 80 columns without a terminal, the page)."""
+    screen = io.StringIO()
+    page = demo.run_demo(out, is_full=False, console=Console(file=screen, width=80))
+    return screen.getvalue(), page
 
 
 @pytest.fixture(scope="module")
@@ -121,28 +125,70 @@ def files_in(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_both_models_are_measured_on_every_task_and_rank(finished):
-    out, (screen, is_new, _) = finished
-    assert is_new == [True] * 2 * TASKS
+def test_every_model_is_measured_on_every_task_and_ranks(finished):
+    out, _ = finished
     records = read([out / "results"]).records
     measured = {(record.model.name, record.task.name) for record in records}
-    assert len(measured) == len(records) == 2 * TASKS
-    assert {name for name, _ in measured} == NAMES
-    assert len({record.model.revision for record in records}) == 2
+    assert len(measured) == len(records) == 4 * TASKS
+    assert {name for name, _ in measured} == PACKAGED | OWN
+    assert len({record.model.revision for record in records}) == 4
     assert {record.limit for record in records} == {None}
-    assert "What self-distillation changed" in screen
+
+
+def test_the_screen_tells_it_in_eighty_columns_and_warns_of_nothing(finished):
+    out, (screen, page) = finished
+    lines = screen.splitlines()
+    assert max(len(line) for line in lines if str(out) not in line) <= 80
+    begun = [line for line in lines if line[:2] in ("1/", "2/", "3/", "4/")]
+    assert [line[:3] for line in begun] == ["1/4", "2/4", "3/4", "4/4"]
+    assert sum(line.startswith("first page after") for line in lines) == 1
+    assert not [line for line in lines if line.startswith("step ")]
+
+    # a row a task, its name whole
+    rows = [line.split() for line in lines if line.startswith("shapes/")]
+    assert sorted(row[0] for row in rows) == sorted(task.name for task in demo.tasks_of(False))
+    assert all(len(row) in (7, 8) for row in rows)
+
+    told = [line for line in lines if line.startswith(("Asked", "Found", "It tells"))]
+    assert len(told) == 3
+    assert f"page: {page}" in lines
+    # Rows and parts, the first page, sentences, and where the results lie: nothing was said
+    # besides, so nothing is alarming in a healthy run.
+    assert len(lines) < TASKS + 24
+
+
+def test_what_a_run_warns_of_is_shown_and_nothing_else_of_it(finished):
+    screen = io.StringIO()
+    quiet = demo._Warnings(Console(file=screen, width=80))
+    say("step 10/20", quiet)
+    warn("the teacher stands still", quiet)
+    assert screen.getvalue() == "the teacher stands still\n"
 
 
 def test_both_runs_see_the_same_images_and_the_page_holds_all(finished):
-    out, (_, _, page) = finished
-    checkpoints = (out / "runs").glob("shapes_tiny-*/checkpoints/*.pt")
+    out, (_, page) = finished
+    checkpoints = (out / "runs").glob("*/checkpoints/*.pt")
     assert [path.name for path in checkpoints] == 2 * [f"step_{STEPS:08d}.pt"]
     text = page.read_text(encoding="utf-8")
-    for words in (*NAMES, "What self-distillation changed", "mIoU", "Patch PCA: three principal"):
+    changed = "What self-distillation changed"
+    for words in (*PACKAGED, *OWN, changed, "mIoU", "Patch PCA: three principal"):
         assert words in text
-    assert text.count("data:image/png;base64,") == 1
+    assert text.count("data:image/png;base64,") == 2
     pages = {f"leaderboard.{ending}" for ending in ("md", "csv", "json", "html")}
     assert {path.name for path in out.iterdir()} == {"runs", "results"} | pages
+
+
+def test_the_packaged_models_are_those_of_the_published_records():
+    """And what their page says of them: file, revision, checksum."""
+    results = Path(__file__).parents[3] / "results"
+    page = (demo.MODELS / "README.md").read_text(encoding="utf-8")
+    for objective in OBJECTIVES:
+        file = demo.MODELS / f"shapes_tiny-{objective}.safetensors"
+        model = load_model(str(file))
+        digits = model.revision[:8]
+        assert (results / f"shapes_tiny-{objective}+student@{digits}").is_dir()
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert f"| `{file.name}` | {digits} | {sha256[:8]} |" in page
 
 
 def columns_of(path, count):
@@ -212,14 +258,16 @@ def test_masks_are_the_nearest_names(tmp_path):
 
 
 def test_a_second_call_trains_and_measures_nothing(finished, counts):
-    out, (screen, _, _) = finished
+    out, (screen, _) = finished
     before = files_in(out)
-    again, is_new, _ = run_demo(out)
+    again, _ = run_demo(out)
     assert not counts
-    assert is_new == [False] * 2 * TASKS
-    assert again.count("is already complete") == 2
-    assert files_in(out) == before, "tables, page and image too are the same bytes"
-    assert again.splitlines()[-1] == screen.splitlines()[-1]
+    assert files_in(out) == before, "tables, page and images too are the same bytes"
+
+    def told(text):
+        return text[text.index("task  ") :]
+
+    assert told(again) == told(screen)
 
 
 @pytest.mark.timing
@@ -239,16 +287,74 @@ def test_a_demo_stopped_while_it_trains_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", interrupted)
-        with pytest.raises(RunError, match="stopped by SIGINT after step 1"):
+        with pytest.raises(RunError, match="stopped by SIGINT after step 1; nothing is lost"):
             run_demo(tmp_path)
     assert counts["steps"] == stopped_after
-    assert not list(tmp_path.rglob("leaderboard.*"))
-    _, is_new, page = run_demo(tmp_path)
+    first = (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
+    assert all(name in first for name in PACKAGED), "a page stands before anything is trained"
+
+    _, page = run_demo(tmp_path)
     assert counts["steps"] == 2 * STEPS, "no step twice"
-    assert is_new == [True] * 2 * len(FEW)
-    assert page.exists()
+    assert all(name in page.read_text(encoding="utf-8") for name in OWN)
     stopped, whole = (
         {record.model.revision for record in read([out / "results"]).records}
         for out in (tmp_path, finished[0])
     )
     assert stopped == whole, "the weights of a demo that was not stopped"
+
+
+# ---- what it says at once, and the bar ----
+
+LOADED = "import sys; print(sorted({'torch', 'numpy', 'pandas'} & set(sys.modules)))"
+
+
+def test_what_it_will_do_is_said_before_torch_is_loaded():
+    program = f"from silc_bench.cli.demo_progress import plan; print(len(plan(0, 'd'))); {LOADED}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split("\n")[:2] == ["5", "[]"]
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+@pytest.mark.parametrize(("cores", "words"), [(1, "one core"), (2, "2 cores")])
+def test_the_plan_names_folder_scenes_and_minutes(monkeypatch, cores, words, is_full):
+    monkeypatch.setattr(demo_progress, "num_cores", lambda: cores)
+    *_, last = lines = demo_progress.plan(is_full, "here/demo")
+    assert max(map(len, lines)) <= 80
+    scenes = demo_progress.FULL_SAMPLES if is_full else demo_progress.SAMPLES
+    assert f"{scenes:,} generated scenes" in " ".join(lines)
+    assert "here/demo" in " ".join(lines)
+    assert last.startswith("About ")
+    assert words in last
+
+
+@pytest.mark.parametrize(
+    ("finished_", "known", "elapsed", "left"),
+    [
+        (0, 0, 1, None),
+        (4, 0, 1, None),  # too little to tell
+        (50, 0, 100, 100),
+        (50, 25, 50, 100),  # what was known took no time
+        (100, 0, 70, 0),
+    ],
+)
+def test_the_time_left_goes_by_what_was_worked(finished_, known, elapsed, left):
+    assert demo_progress.seconds_left(100, finished_, known, elapsed) == left
+
+
+def test_one_bar_goes_over_all_parts():
+    parts = [demo_progress.Part("measuring", 10), demo_progress.Part("training", 30)]
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, force_terminal=True, _environ={"TERM": "xterm"})
+    with demo_progress.WholeBar(parts, console) as bar:
+        bar.begin()
+        bar.know(0.5)
+        bar.done(1)
+        bar.begin()
+        bar.done(0.5, "step 1 of 2")
+        bar._bar.refresh()
+        (task,) = bar._bar.tasks
+        assert task.percentage == pytest.approx(100 * 25 / 40)
+        assert task.description == "2/2 training, step 1 of 2"
+    assert "62%" in screen.getvalue()
