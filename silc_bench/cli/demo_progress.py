@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 
 from silc_bench.system.limits import num_cores
-from silc_bench.system.terminal import LOUDNESS, say
+from silc_bench.system.terminal import say, shows_progress
 
 OBJECTIVES = ("contrastive", "silc")
 SAMPLES = 24_000  # scenes that each model learns from
@@ -121,7 +121,7 @@ class WholeBar:
             TaskProgressColumn(),
             TextColumn("{task.fields[left]}"),
             console=console,
-            disable=not console.is_terminal or LOUDNESS["is_quiet"],
+            disable=not shows_progress(console),
             transient=True,
             expand=True,
             refresh_per_second=2,  # a redraw takes time from the training
