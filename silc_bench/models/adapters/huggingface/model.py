@@ -137,24 +137,36 @@ def load(rest: str, weights: Path | None = None) -> HfModel:
 
     with _quiet(transformers):
         network = _network(transformers, family, path, content, weights or folder)
-        vision = network.config.vision_config
-        text = network.config.text_config
-
-        # the tokens of a text; XLM-R counts its positions from one behind the id of its padding
-        offset = text.pad_token_id + 1 if model_type == "altclip" else 0
-        positions = text.max_position_embeddings - offset
-        length = min(family.length or positions, positions)
-        is_siglip = model_type.startswith("siglip")
-        reader = read_tokenizer(folder, length, text.vocab_size, family.is_masked, is_siglip)
-
-    if model_type == "clip":
-        check_end_of_text(reader, text.eos_token_id, folder)
 
     # the row of the leaderboard: a folder's name, or a hub's name without its owner
     name = rest.rpartition("/")[2]
     if Path(rest).is_dir():
         name = Path(rest).expanduser().resolve().name
     name = f"hf:{name}" if weights is None else f"hf:{name}/{label_of(weights)}"
+    return of_network(network, folder, name)
+
+
+def of_network(network: Any, folder: Path, name: str) -> HfModel:
+    """A network of one of ``FAMILIES``, in fp32, with the files of its preprocessing and tokenizer.
+
+    Raises:
+        UserError: files missing, damaged or of another kind of model.
+    """
+    model_type = network.config.model_type
+    family = FAMILIES[model_type]
+    vision = network.config.vision_config
+    text = network.config.text_config
+
+    # the tokens of a text; XLM-R counts its positions from one behind the id of its padding
+    offset = text.pad_token_id + 1 if model_type == "altclip" else 0
+    positions = text.max_position_embeddings - offset
+    length = min(family.length or positions, positions)
+    is_siglip = model_type.startswith("siglip")
+    with _quiet(library("transformers", "hf")):
+        reader = read_tokenizer(folder, length, text.vocab_size, family.is_masked, is_siglip)
+
+    if model_type == "clip":
+        check_end_of_text(reader, text.eos_token_id, folder)
 
     if model_type == "siglip2":
         squares = read_pipeline(

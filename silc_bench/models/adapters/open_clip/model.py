@@ -102,7 +102,7 @@ class OpenClipModel(DenseLoadedModel):
         settings: dict[str, Any],
     ):
         tower.feature_points = {"pooled": int(settings["embed_dim"]), **tower.feature_points}
-        super().__init__(name, network, tower, pipeline, _parts(network), settings)
+        super().__init__(name, network, tower, pipeline, parts_of(network), settings)
         self.tokenizer = tokenizer
         self.text_protocol = text_protocol(tokenizer)
         self._encode_text = encoder_of(network)
@@ -302,7 +302,7 @@ def _settings(network: Network, config: dict[str, Any], quick_gelu: bool) -> dic
     return settings
 
 
-def _parts(network: Network) -> dict[str, nn.Module]:
+def parts_of(network: Network) -> dict[str, nn.Module]:
     """What stands behind the embeddings: not the scale, the bias, or CoCa's decoder."""
     if hasattr(network, "text"):
         return {"visual": network.visual, "text": network.text}
