@@ -191,7 +191,7 @@ class Entry:
 
     def grid(self, index: int, sides: tuple[int, int]) -> np.ndarray | None:
         """fp16 [gh, gw, D] of an image; None where it is not there whole."""
-        part = self._load(_grid_name(index, sides), np.float16)
+        part = self._load(_grid_name(index, sides), "float16")
         return part if part is not None and part.ndim == 3 else None
 
     def save_grid(self, index: int, sides: tuple[int, int], grid: np.ndarray) -> None:
