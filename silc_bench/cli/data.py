@@ -18,7 +18,13 @@ import typer
 from silc_bench.cli.command import App
 from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console, one_line, print_json
+from silc_bench.system.terminal import (
+    answering,
+    console,
+    one_line,
+    print_json,
+    shows_progress,
+)
 from silc_bench.system.terminal_table import Listing
 
 app = App(
@@ -114,7 +120,7 @@ def stats(
     # Larger than images are, so that the sizes are those of the files, not those of a run's
     # reduced decoding.
     config = DataConfig(source=source, filters=filters, decode_size=10_000)
-    statistics = look(config, count, text, progress=console.is_terminal)
+    statistics = look(config, count, text, progress=shows_progress())
     if as_json:
         print_json(statistics)
         return
@@ -170,7 +176,7 @@ def pack(
 
     from silc_bench.trainer.data.pack import pack as write
 
-    count, num_shards, damage = write(source, out, per_shard, progress=console.is_terminal)
+    count, num_shards, damage = write(source, out, per_shard, progress=shows_progress())
     print(f"wrote {count:,} pairs in {num_shards:,} shard{'' if num_shards == 1 else 's'} to {out}")
     if damage.total:
         print(one_line(f"left out: {damage.summary()}"))

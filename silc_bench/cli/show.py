@@ -15,7 +15,7 @@ import typer
 from silc_bench.cli.options import Arch, Device, Precision
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable, write_text_atomic
-from silc_bench.system.terminal import answering, console
+from silc_bench.system.terminal import answering, shows_progress
 
 
 @answering
@@ -101,7 +101,7 @@ def show(
             rule=rule,
             device=device,
             precision=precision,
-            progress=console.is_terminal,
+            progress=shows_progress(),
         )
         looks.append(model_look)
         if model_look.missing:

@@ -40,7 +40,7 @@ from silc_bench.results.question import Question
 from silc_bench.results.record import Record
 from silc_bench.results.setup import Setup
 from silc_bench.system.processes import meet, num_ranks, rank
-from silc_bench.system.terminal import say
+from silc_bench.system.terminal import detail, say, timed
 from silc_bench.task import Task
 
 Data = Mapping[str, ImageDataset]  # of a task, by role of the split
@@ -98,7 +98,10 @@ def evaluate(
     plans: list[_Plan] = []
     with remembered(settings.store):
         for task in tasks:
-            data = load(task) if load else task.load(data_root, settings.limit)
+            with timed(f"read the data of {task.name}"):
+                data = load(task) if load else task.load(data_root, settings.limit)
+            for split in data.values():
+                detail(f"{split.name}/{split.split}: {len(split):,} samples")
             plans.append(_plan(model, task, data, settings, (results_dir, *also_known_in)))
 
     # said here, because nobody has to ask `data check` before they measure
@@ -129,7 +132,8 @@ def evaluate(
         is_new = plan in plans_to_measure
         if is_new:
             try:
-                record, samples = _measure(model, plan, extract, model_source)
+                with timed(f"measured {plan.task.name}"):
+                    record, samples = _measure(model, plan, extract, model_source)
             except Exception as error:
                 # whatever it is, the measurements of the other tasks are not lost over it
                 failures[plan.task.name] = error

@@ -31,7 +31,7 @@ from silc_bench.models.weights.parts import split_part
 from silc_bench.models.weights.peft import refuse_adapter
 from silc_bench.system.checksums import MANIFEST
 from silc_bench.system.files import printable
-from silc_bench.system.terminal import loading
+from silc_bench.system.terminal import detail, loading, timed
 
 
 class Adapter(NamedTuple):
@@ -98,9 +98,10 @@ def load_model(spec: str, arch: str | None = None, name: str = "") -> ImageModel
             or does not fit.
     """
     check_spec(spec, arch)
-    with loading(f"checkpoint {spec}"):
+    with loading(f"checkpoint {spec}"), timed(f"loaded {spec}"):
         model = _load(spec, arch)
     model.name = printable(name or model.name)
+    detail(f"{model.name}@{model.revision[:8]}: {model.num_params:,} parameters")
     return model
 
 

@@ -33,7 +33,7 @@ from rich.table import Column
 
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.system.files import write_text_atomic
-from silc_bench.system.terminal import say, warn
+from silc_bench.system.terminal import say, shows_progress, warn
 from silc_bench.trainer.monitor.history import end_of
 
 QUIET_SECONDS = 15.0  # between two progress lines when the output is not a terminal
@@ -84,7 +84,7 @@ class RunLog:
             TextColumn("{task.fields[words]}", table_column=words_column),
             expand=True,
             console=console,
-            disable=not console.is_terminal,
+            disable=not shows_progress(console),
         )
         self._task = self._bar.add_task("", total=num_steps, completed=step, words="", left="")
 

@@ -64,7 +64,7 @@ def test_a_text_in_help_is_no_markup(text):
     [
         "{}",
         "tasks --{}",
-        "eval --ckpt x --tasks {}",
+        "eval --ckpt open_clip:a --tasks {}",
         "eval --ckpt {} --tasks shapes/knn",
         "data check {}",
         "leaderboard --results {}",

@@ -13,7 +13,19 @@ from rich.text import Text
 
 from silc_bench.errors import UserError
 from silc_bench.system import terminal
-from silc_bench.system.terminal import answering, console, lasting_output, loading, say
+from silc_bench.system.terminal import (
+    answering,
+    console,
+    detail,
+    lasting_output,
+    loading,
+    progress_bar,
+    say,
+    set_loudness,
+    shows_progress,
+    timed,
+    warn,
+)
 
 
 def closed():
@@ -157,3 +169,45 @@ def test_what_is_loaded_by_then_is_not_named(said, tmp_path):
 @pytest.mark.parametrize("case", [{"is_terminal": False}, {"is_quiet": True}])
 def test_a_log_and_quiet_hear_nothing_of_it(said, case):
     assert said(import_it, **case) == ""
+
+
+# ---- how much is said ----
+
+
+@pytest.fixture
+def loud():
+    """Sets how much is said; afterwards it is as usual."""
+    yield set_loudness
+    set_loudness(False, False)
+
+
+@pytest.mark.parametrize(
+    ("is_quiet", "is_verbose", "said"),
+    [
+        (False, False, ["a note", "a warning"]),
+        (True, False, ["a warning"]),
+        (False, True, ["a note", "a warning", "a detail", "work: 0.0 s"]),
+    ],
+)
+def test_how_much_is_said(loud, capsys, monkeypatch, is_quiet, is_verbose, said):
+    monkeypatch.setattr("time.perf_counter", lambda: 1.0)
+    loud(is_quiet, is_verbose)
+    say("a note")
+    warn("a warning")
+    detail("a detail")
+    with timed("work"):
+        pass
+    assert capsys.readouterr().err.splitlines() == said
+
+
+def test_quiet_shows_no_bar_on_a_terminal(loud, monkeypatch):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True)
+    monkeypatch.setattr("silc_bench.system.terminal.notes", terminal)
+    for is_quiet in (False, True):
+        loud(is_quiet, False)
+        assert shows_progress(terminal) == (not is_quiet)
+        with progress_bar(True, "images", 2) as advance:
+            advance(2)
+        assert ("images" in screen.getvalue()) == (not is_quiet)
+        screen.truncate(0)
