@@ -35,6 +35,11 @@ app = App(
     help="How good is this image-text checkpoint, exactly - and does SILC help on my data.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    examples=(
+        "silc-bench demo",
+        "silc-bench eval --ckpt open_clip:ViT-B-32/openai --tasks 'shapes/*'",
+        "silc-bench eval --help",
+    ),
 )
 
 

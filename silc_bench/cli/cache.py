@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 app = App(
     help="Embeddings, fingerprints of data and indexes of shards, kept between commands.",
     no_args_is_help=True,
+    examples=("silc-bench cache ls", "silc-bench cache prune --max-size 5GB"),
 )
 Folder = Annotated[
     Path | None, typer.Option("--cache", help="What eval --cache keeps there, and nothing else.")

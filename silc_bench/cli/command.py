@@ -64,7 +64,9 @@ class Command(_Help, TyperCommand):
         for parameter, given in _given(ctx).items():
             if not _is_typed(ctx, parameter):
                 by_source.setdefault(given.source, []).append(str(given))
-        for source, values in by_source.items():
+        # Of torchrun's processes the first one speaks.
+        is_first = os.environ.get("RANK", "0") == "0"
+        for source, values in by_source.items() if is_first else ():
             say(f"from {source}: {', '.join(values)}")
         with timed(f"silc-bench {ctx.info_name}"):
             return super().invoke(ctx)
@@ -89,9 +91,11 @@ class Root(Group):
 class App(typer.Typer):
     """A typer whose commands are ``Command``s."""
 
-    def __init__(self, **settings: Any) -> None:
-        settings = {"cls": Group, **settings}
-        super().__init__(context_settings=SETTINGS, **settings)
+    def __init__(
+        self, *, cls: type[Group] = Group, examples: tuple[str, ...] = (), **settings: Any
+    ) -> None:
+        kind = type(cls.__name__, (cls,), {"examples": examples})
+        super().__init__(cls=kind, context_settings=SETTINGS, **settings)
 
     def command(  # type: ignore[override]
         self, name: str | None = None, *, examples: tuple[str, ...] = (), **settings: Any

@@ -28,7 +28,9 @@ from silc_bench.system.terminal import (
 from silc_bench.system.terminal_table import Listing
 
 app = App(
-    help="Look at data before measuring or training on it; write shards.", no_args_is_help=True
+    help="Look at data before measuring or training on it; write shards.",
+    no_args_is_help=True,
+    examples=("silc-bench data check folder:photos", "silc-bench data pack photos shards"),
 )
 
 

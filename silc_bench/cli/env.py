@@ -29,6 +29,7 @@ from silc_bench.system.terminal import answering, one_line, print_json
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "HF_HOME")
 MISSING = "not installed"
 BUILT_IN = "built in"
+WORDED = ("machine", "limits", "cache", "device")  # whose names are ours
 
 
 @answering
@@ -42,7 +43,7 @@ def env(
     """Versions, machine, limits, and where defaults come from: for a bug report."""
     found: dict[str, Any] = {
         "silc-bench": __version__,
-        "installed in": str(Path(__file__).parents[1]),
+        "installed_in": str(Path(__file__).parents[1]),
         "python": f"{platform.python_version()}, {sys.executable}",
         "system": platform.platform(),
         "packages": _packages(),
@@ -59,19 +60,27 @@ def env(
         return
     for name, value in found.items():
         if isinstance(value, dict):
-            print(f"{name}:")
+            print(f"{name.replace('_', ' ')}:")
             for key, item in value.items():
-                print(one_line(f"  {key:22} {_in_words(item)}"))
+                head = key.removesuffix("_bytes")
+                # Names of packages, variables and options stay as they are typed.
+                if name in WORDED:
+                    head = head.replace("_", " ")
+                print(one_line(f"  {head:22} {_in_words(item, key)}"))
         else:
-            print(one_line(f"{name:24} {_in_words(value)}"))
+            print(one_line(f"{name.replace('_', ' '):24} {_in_words(value, name)}"))
 
 
-def _in_words(value: Any) -> str:
+def _in_words(value: Any, name: str) -> str:
+    if isinstance(value, dict) and "source" in value:
+        return f"{value['value']} ({value['source']})"
     if isinstance(value, dict):
-        return f"{_in_words(value['value'])} ({value['source']})"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_in_words(item) for item in value) or "none"
-    return str(value)
+        return f"{decimal(value['bytes'])} in {value['files']:,} files, {value['folder']}"
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    if value is None:
+        return "no limit"
+    return decimal(value) if name.endswith("_bytes") else str(value)
 
 
 def _packages() -> dict[str, str]:
@@ -104,12 +113,12 @@ def _machine() -> dict[str, Any]:
     memory = min(pages, memory_limit())
     return {
         "processor": _processor(),
-        "cores here": num_cores(),
-        "cores in all": os.cpu_count(),
-        "memory here": decimal(int(memory)),
-        "memory in all": decimal(pages),
-        "NVIDIA devices": len(list(Path("/dev").glob("nvidia[0-9]*"))),
-        "free in this folder": decimal(shutil.disk_usage(Path.cwd()).free),
+        "cores": num_cores(),
+        "cores_of_the_machine": os.cpu_count(),
+        "memory_bytes": int(memory),
+        "memory_of_the_machine_bytes": pages,
+        "disk_free_here_bytes": shutil.disk_usage(Path.cwd()).free,
+        "NVIDIA_devices": len(list(Path("/dev").glob("nvidia[0-9]*"))),
     }
 
 
@@ -132,14 +141,15 @@ def _limits() -> dict[str, Any]:
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     shared = shared_memory()
     return {
-        "open files": _number(files),
-        "open files, at most": _number(most),
-        "shared memory, free": "no limit" if math.isinf(shared) else decimal(int(shared)),
+        "open_files": _number(files),
+        "open_files_at_most": _number(most),
+        "shared_memory_free_bytes": _number(shared),
     }
 
 
-def _number(limit: int) -> int | str:
-    return "no limit" if limit < 0 or math.isinf(limit) else limit
+def _number(limit: float) -> int | None:
+    """None where nothing limits it."""
+    return None if limit < 0 or math.isinf(limit) else int(limit)
 
 
 def _given(ctx: typer.Context) -> dict[str, Any]:
@@ -147,7 +157,7 @@ def _given(ctx: typer.Context) -> dict[str, Any]:
     try:
         defaults = read_defaults(ctx)
     except UserError as error:
-        return {"config error": str(error)}
+        return {"config_error": str(error)}
 
     values: dict[str, Any] = {}
     for key, built_in in (("data_root", "none"), ("results", "results"), ("cache", _folder())):
@@ -163,9 +173,9 @@ def _given(ctx: typer.Context) -> dict[str, Any]:
                 values[f"{command} {given.key}"] = {"value": given.shown, "source": given.source}
     files = [str(layer.path) for layer in defaults.layers if layer.path is not None]
     return {
-        "config files": files,
+        "config_files": files,
         "defaults": values,
-        "not understood": sorted(defaults.unknown),
+        "not_understood": sorted(defaults.unknown),
     }
 
 
@@ -175,13 +185,13 @@ def _folder() -> str:
     return str(default_folder())
 
 
-def _cache() -> dict[str, Any]:
+def _cache() -> dict[str, dict[str, Any]]:
     from silc_bench.system.cache import default_folder, shards_folder
 
     sizes = {}
     for name, folder in (("embeddings", default_folder()), ("shards", shards_folder())):
         count, size = _sum(folder)
-        sizes[name] = f"{decimal(size)} in {count:,} files, {folder}"
+        sizes[name] = {"folder": str(folder), "files": count, "bytes": size}
     return sizes
 
 
@@ -204,9 +214,9 @@ def _device() -> dict[str, Any]:
     import torch
 
     if not torch.cuda.is_available():
-        return {"device": "cpu", "CUDA of torch": torch.version.cuda or "none"}
-    found: dict[str, Any] = {"device": "cuda", "CUDA of torch": torch.version.cuda}
+        return {"device": "cpu", "CUDA_of_torch": torch.version.cuda or "none"}
+    found: dict[str, Any] = {"device": "cuda", "CUDA_of_torch": torch.version.cuda}
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
-        found[f"GPU {number}"] = f"{properties.name}, {decimal(properties.total_memory)}"
+        found[f"GPU_{number}"] = f"{properties.name}, {decimal(properties.total_memory)}"
     return found

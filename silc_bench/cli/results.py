@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 app = App(
     help="Records: list, check, merge and remove them, and import published numbers.",
     no_args_is_help=True,
+    examples=(
+        "silc-bench results ls",
+        "silc-bench results validate --results results",
+        "silc-bench results merge node1/results node2/results --into results",
+    ),
 )
 Models = Annotated[
     str, typer.Option(help="As eval took them, names or globs, separated by commas; all if empty.")

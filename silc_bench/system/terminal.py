@@ -45,7 +45,9 @@ def set_loudness(is_quiet: bool, is_verbose: bool) -> None:
     """
     if is_quiet and is_verbose:
         raise UserError("contradicts --verbose", about="--quiet", fix="leave one of them out")
-    LOUDNESS.update(is_quiet=is_quiet, is_verbose=is_verbose)
+    # Of torchrun's processes the first one tells details.
+    is_first = os.environ.get("RANK", "0") == "0"
+    LOUDNESS.update(is_quiet=is_quiet, is_verbose=is_verbose and is_first)
 
 
 def shows_progress(stream: Console = console) -> bool:

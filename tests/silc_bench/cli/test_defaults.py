@@ -165,7 +165,7 @@ def test_a_wrong_file_is_one_sentence_that_names_the_place(folder, text, about):
     # Nobody is left without help.
     assert "Usage" in call("eval --help").stdout
     if "batch_size = 0" not in text:
-        assert "silc-bench.toml" in json.loads(succeed("env --json"))["config error"]
+        assert "silc-bench.toml" in json.loads(succeed("env --json"))["config_error"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_what_is_taken_is_said_once_and_not_with_quiet(folder):
 
 def test_variables_that_nobody_understands_are_listed():
     found = json.loads(call("env --json").stdout)
-    assert "SILC_BENCH_DATAROOT" not in found["not understood"]
+    assert "SILC_BENCH_DATAROOT" not in found["not_understood"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SILC_BENCH_DATAROOT", "x")
-        assert "SILC_BENCH_DATAROOT" in json.loads(succeed("env --json"))["not understood"]
+        assert "SILC_BENCH_DATAROOT" in json.loads(succeed("env --json"))["not_understood"]

@@ -16,7 +16,10 @@ from silc_bench.system.terminal import answering
 
 pytestmark = pytest.mark.broad
 
-COMMANDS = dict(_commands(typer.main.get_command(app), None))
+ROOT = typer.main.get_command(app)
+COMMANDS = dict(_commands(ROOT, None))
+COMMANDS |= {name: group for name, group in ROOT.commands.items() if hasattr(group, "commands")}
+COMMANDS[""] = ROOT
 EXAMPLES = [(name, line) for name, command in COMMANDS.items() for line in command.examples]
 # rich turns words such as :smile: into emoji, which no text of ours holds
 NAMES = [name.replace(":smile:", "") for name in HOSTILE_NAMES]
