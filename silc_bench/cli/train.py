@@ -19,7 +19,7 @@ from rich.console import Console
 from silc_bench.cli.options import Device
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, lasting_output, say
+from silc_bench.system.terminal import answering, console, lasting_output, print_json, tell
 from silc_bench.system.terminal_table import Listing
 
 
@@ -84,6 +84,9 @@ def train(
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Print every field, how sure it is, and stop.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Of --dry-run and --show-config: as JSON.")
+    ] = False,
 ) -> None:
     """Train SILC, or a step of its ablation."""
     from silc_bench.trainer.config.presets import configure
@@ -92,11 +95,15 @@ def train(
         preset, objective, data=data, samples=samples, seed=seed, init=init, sets=set_ or ()
     )
 
+    if as_json and not (show_config or dry_run):
+        fix = "add --dry-run or --show-config; a run keeps its rows in log.jsonl"
+        raise UserError("there is no document of a run", about="--json", fix=fix)
+
     # Where nothing is trained the processes do not join: the first of torchrun's speaks.
     if (show_config or dry_run) and os.environ.get("RANK", "0") != "0":
         return
     if show_config:
-        print_config(config)
+        print_config(config, as_json)
         return
 
     # What needs no tensor is refused at once, before torch is imported.
@@ -124,11 +131,14 @@ def train(
 
             # What --init brings, as the run would say it; what the run would refuse is refused.
             for sentence in read_start(config).said:
-                say(sentence, console)
-        from silc_bench.trainer.monitor.fit import show_estimate
+                tell(sentence, as_json)
+        from silc_bench.trainer.monitor.fit import estimate_as_dict, show_estimate
 
         num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))
-        show_estimate(config, choose_device(device), num_devices, console)
+        if as_json:
+            print_json(estimate_as_dict(config, choose_device(device), num_devices))
+        else:
+            show_estimate(config, choose_device(device), num_devices, console)
         return
     if devices is not None:
         raise UserError(
@@ -205,10 +215,14 @@ def tasks_for(source: str) -> str:
     return "zeroshot --data-root DIR"
 
 
-def print_config(config: Any) -> None:
+def print_config(config: Any, as_json: bool) -> None:
     """Every field with its value, and how sure the recipe is of it."""
     from silc_bench.trainer.config.config import flatten
     from silc_bench.trainer.config.presets import provenance_of
+
+    if as_json:
+        print_json(flatten(config))
+        return
 
     table = Listing("field", "value", "how sure the recipe is of it", title=config.name)
     # The tiny presets are ours, made for tests and the demo: no paper gives their fields.

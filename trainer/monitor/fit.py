@@ -9,9 +9,9 @@ and a UserError. ``ways(...)`` makes these lines, each from the count of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -356,6 +356,38 @@ def show_estimate(config: Config, device: torch.device, devices: int, console: C
     if sum(cost.bytes_by_part.values()) > room:
         warn(f"{too_large(cost.bytes_by_part, room)}.", console)
         say_ways(config, device, room, devices, False, console)
+
+
+def estimate_as_dict(config: Config, device: torch.device, devices: int) -> dict[str, Any]:
+    """The same for ``--json``: bytes, FLOP/s, and hours at the measured rate of matrix products.
+
+    Raises:
+        UserError: ``devices`` cannot share its batch.
+    """
+    share_of(config.batch_size, devices, "devices")
+    cost = estimate(config, device, devices)
+    room = memory_of(device)
+    needed = sum(cost.bytes_by_part.values())
+    fitting = [] if needed <= room else ways(config, device, room, devices)
+    return {
+        "name": config.name,
+        "device": str(device),
+        "devices": devices,
+        **asdict(cost),
+        "bytes": needed,
+        "room_bytes": room,
+        "fits": needed <= room,
+        "ways": [
+            {
+                "options": way.options,
+                "where": way.where,
+                "devices": way.devices,
+                "bytes": way.size,
+                "hours": way.hours,
+            }
+            for way in fitting
+        ],
+    }
 
 
 def duration(hours: float) -> str:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import typer
-from commands import call
+from commands import call, fail
 from made import put
 from PIL import Image
 
@@ -32,8 +32,18 @@ LINES = {  # the command line, the keys of the document or of its rows
     "cache-ls": ("--cache {r}/../kept", {"path", "model", "what", "bytes", "last_used"}),
     "data-check": ("folder:{r}/../photos", {"name", "is_ready", "found", "problems"}),
     "data-stats": ("shapes --count 2", {"source", "looked_at", "quantiles"}),
+    "train --dry-run": (
+        "--device cpu --set vision.depth=1",
+        {"name", "bytes", "fits", "ways", "hours"},
+    ),
+    "train --show-config": ("", {"preset", "optim.lr", "vision.width"}),
     "env": ("", {"packages", "machine", "limits", "defaults", "cache"}),
 }
+
+
+def as_typed(name, rest, results):
+    command = name if " " in name else name.replace("-", " ", 1)
+    return f"{command} {rest} --json".replace("{r}", f"'{results}'")
 
 
 @pytest.fixture
@@ -52,8 +62,8 @@ def results(tmp_path):
 @pytest.mark.parametrize("name", LINES)
 def test_the_output_is_one_document_and_nothing_else(results, name):
     rest, keys = LINES[name]
-    line = f"{name.replace('-', ' ', 1)} {rest}".replace("{r}", f"'{results}'")
-    result = call(f"{line} --json")
+    line = as_typed(name, rest, results)
+    result = call(line)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     (row, *_) = document if isinstance(document, list) else [document]
@@ -68,7 +78,11 @@ def test_every_command_that_lists_or_reports_has_it():
         for name, command in commands.items()
         if any("--json" in parameter.opts for parameter in command.params)
     }
-    assert having >= {*LINES, "doctor"}
+    assert having >= {*(name.split(" ")[0] for name in LINES), "doctor"}
+
+
+def test_a_run_has_no_document():
+    fail("train --json", "--json")
 
 
 @pytest.mark.parametrize("name", ["results-validate", "data-check", "compare"])
@@ -76,8 +90,8 @@ def test_what_is_wrong_is_in_the_document_and_in_the_exit_code(results, tmp_path
     rest, _ = LINES[name]
     for path in [*results.rglob("*.json"), tmp_path / "photos" / "cat" / "1.png"]:
         path.write_text("{")
-    line = f"{name.replace('-', ' ', 1)} {rest}".replace("{r}", f"'{results}'")
-    result = call(f"{line} --json")
+    line = as_typed(name, rest, results)
+    result = call(line)
     assert result.exit_code in (1, 2)
     assert result.stderr.splitlines()[-1].startswith("error: ")
     if result.stdout:
