@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,8 +28,10 @@ from silc_bench.cli.demo_progress import OBJECTIVES
 from silc_bench.datasets.dataset import IGNORE
 from silc_bench.datasets.generated.shapes.scenes import SHAPES
 from silc_bench.errors import RunError
+from silc_bench.metrics.statistics import Paired
 from silc_bench.models.load import load_model
 from silc_bench.models.preprocessing import ImagePipeline
+from silc_bench.reports.comparison.compare import Result
 from silc_bench.results.folders import read
 from silc_bench.show.colors import INK, PALETTE
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, LINE, MARGIN
@@ -155,6 +158,24 @@ def test_the_screen_tells_it_in_eighty_columns_and_warns_of_nothing(finished):
     # Rows and parts, the first page, sentences, and where the results lie: nothing was said
     # besides, so nothing is alarming in a healthy run.
     assert len(lines) < TASKS + 24
+
+
+def test_every_name_of_the_full_demo_stays_whole_in_eighty_columns():
+    names = [task.name for task in demo.tasks_of(True)]
+    assert {name.partition("/")[0] for name in names} == {"shapes", "shapes_colours"}
+    assert set(demo.SLOW) < set(names)
+
+    tested = Paired(-0.125, 0.0123, 0.0246, 0.0, "mcnemar")
+    compared = [
+        Result("a", "b", name, "acc1", True, "native", "q", "f", None, 9, 1.0, 0.875, tested, 0.0)
+        for name in names
+    ]
+    records = [SimpleNamespace(task=SimpleNamespace(name=name, chance=0.104)) for name in names]
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(demo.table_of(compared, records))
+    rows = [line.split() for line in screen.getvalue().splitlines() if line.startswith("shapes")]
+    shown = ["10.4", "100.0", "87.5", "-12.5", "±", "1.2", "*"]
+    assert rows == [[name, *shown] for name in names]
 
 
 def test_what_a_run_warns_of_is_shown_and_nothing_else_of_it(finished):
