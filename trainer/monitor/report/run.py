@@ -211,7 +211,9 @@ def seconds_of(run: Run) -> list[tuple[int, float]]:
     for row in run.rows:
         speed = float(row.get("images_per_second", 0.0))
         if math.isfinite(speed) and speed > 0:
-            total += (row["step"] - before) * run.batch_size / speed
+            seconds = (row["step"] - before) * run.batch_size / speed
+            # A damaged log can name a speed so small that the time is more than a float holds.
+            total += seconds if math.isfinite(total + seconds) else 0.0
         before = row["step"]
         clock.append((before, total))
     return clock
