@@ -1,11 +1,14 @@
-# make demo | test | test-fast | test-timing | test-slow | messages | fuzz | check | docs: each makes .venv first, if it is missing
+# make demo | test | test-fast | test-timing | test-slow | test-lowest | test-newest | messages | fuzz | check | docs: each makes .venv first, if it is missing
 PYTHON ?= python3
 MINUTES ?= 20
+PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 # Two processes share two cores; one thread each, because at the size of a test a second thread only waits for the first.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test test-fast test-timing test-slow messages fuzz check docs
+SETS := benchmarks/dependency_sets.py $(foreach python,$(PYTHONS),--python $(python))
+
+.PHONY: demo test test-fast test-timing test-slow test-lowest test-newest messages fuzz check docs
 
 demo: .venv/core  # about 4 minutes on two cores; the first page stands within a minute
 	$(BIN)/silc-bench demo --out demo
@@ -21,6 +24,9 @@ test-timing: .venv/dev  # what uses signals, kills, threads or processes
 
 test-slow: .venv/dev  # compilation, models of real size, other processes that load whole libraries
 	$(PYTEST) -m slow
+
+test-lowest test-newest: test-%:  # test-fast with the oldest, or newest, libraries that are allowed: PYTHONS="python3.11 python3.13"
+	$(PYTHON) $(SETS) $* --page build/dependency_sets_$*.md
 
 messages: .venv/dev  # rewrite tests/messages.txt, the sentences of all errors; read its diff
 	SILC_BENCH_REWRITE_MESSAGES=1 $(PYTEST) -m "not slow"
