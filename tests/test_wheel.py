@@ -1,10 +1,12 @@
 """An installation adds one name, ``silc_bench``, with all of three folders, and spares yours."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import pytest
 pytestmark = pytest.mark.broad
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("silc_bench", "tasks", "trainer", "pyproject.toml", "README.md", "LICENSE")
+PACKAGE = ("silc_bench", "tasks", "trainer", "pyproject.toml", "README.md", "LICENSE")
+# What else a source archive holds.
+AROUND = ("docs", "tests", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md")
+PARTS = (*PACKAGE, *AROUND, "Makefile", "constraints.txt", "mkdocs.yml")
 BUILD = (
     "from setuptools import build_meta; build_meta.build_wheel('dist'); "
     "build_meta.build_sdist('dist')"
@@ -59,6 +64,40 @@ def test_a_wheel_installs_one_name_with_every_file(dist):
         assert archive.read(top_level).decode().split() == ["silc_bench"]
     installed = [name for name in names if ".dist-info/" not in name]
     assert sorted(installed) == sorted(files_of_the_checkout())
+    (licence,) = (name for name in names if name.endswith(".dist-info/licenses/LICENSE"))
+    assert [name for name in names if "LICENSE" in name or "LICENCE" in name] != [licence]
+
+
+# A type of each of the three folders; without a ``py.typed`` that holds for all of them mypy would
+# know none of these, and would not mind the last line.
+PROGRAM = """\
+from silc_bench.task import Scores
+from silc_bench.tasks.selection import words_of
+from silc_bench.trainer.config.presets import configure
+count: int = Scores({}, {}, 1, 0.0, {}).n + configure("b16", "silc").batch_size
+words: int = words_of("shapes")
+"""
+
+
+def test_types_hold_for_a_program_that_uses_the_wheel(dist, tmp_path):
+    (wheel,) = dist.glob("*.whl")
+    venv.create(tmp_path / "venv")
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    mypy = [sys.executable, "-m", "mypy", "--python-executable", tmp_path / "venv/bin/python"]
+    # This venv has no library but ours.
+    done = subprocess.run(
+        [*mypy, "--ignore-missing-imports", "--no-error-summary", "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert re.findall(r"^program.py:(\d+): error: .*\[(.*)\]$", done.stdout, re.MULTILINE) == [
+        ("5", "assignment")
+    ], done.stdout + done.stderr
 
 
 def test_published_numbers_are_found_far_from_the_checkout(dist, tmp_path):
@@ -90,6 +129,9 @@ def test_a_source_archive_holds_files_in_place_of_links(dist):
         members = {member.name.partition("/")[2]: member for member in tar.getmembers()}
     assert files_of_the_checkout() <= set(members)
     assert not any(member.issym() or member.islnk() for member in members.values())
+    assert {"docs/training.md", "docs/images/compare.png", "tests/test_wheel.py"} <= set(members)
+    assert {name for name in PARTS if (ROOT / name).is_file()} <= set(members)
+    assert not any("__pycache__" in name for name in members)
 
 
 @pytest.mark.parametrize("words", [("tasks",), ("train", "--show-config")], ids=" ".join)
