@@ -202,17 +202,35 @@ def report(
 
 
 def tasks_for(source: str) -> str:
-    """What to measure first after training on ``source``: options of ``silc-bench eval``."""
-    if source in ("", "shapes"):
-        return "shapes"
+    """What to measure first after training on ``source``: options of ``silc-bench eval`` that need
+    no other data.
+    """
+    if source.startswith("places"):
+        return "places"
 
     # Brings numpy, which --help needs not.
     from silc_bench.datasets.layouts import ENDINGS
 
-    # A single list of captions can be measured by retrieval; a mixture or a pattern cannot.
-    if source.lower().endswith(ENDINGS) and "|" not in source and "*" not in source:
+    # One list, or shards with captions and no labels, can be asked for retrieval; a mixture or a
+    # remote shard cannot. Whatever was trained on, the generated scenes can be measured.
+    if "|" in source or "://" in source:
+        return "shapes"
+    if source.lower().endswith(ENDINGS) and "*" not in source:
         return shlex.quote(f"captions:{source}")
-    return "zeroshot --data-root DIR"
+    if source.endswith(".tar") and _have_captions_alone(source):
+        return shlex.quote(f"wds:{source}")
+    return "shapes"
+
+
+def _have_captions_alone(pattern: str) -> bool:
+    """Whether the first samples of local shards have captions, and no labels, which need names."""
+    import tarfile
+
+    from silc_bench.datasets.files.shards import expand
+
+    with tarfile.open(expand(pattern)[0]) as shard:
+        endings = {Path(member.name).suffix for member, _ in zip(shard, range(16), strict=False)}
+    return ".txt" in endings and ".cls" not in endings
 
 
 def print_config(config: Any, as_json: bool) -> None:

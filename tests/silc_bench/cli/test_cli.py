@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -147,11 +148,21 @@ def test_the_command_that_comes_next_can_be_typed_as_it_stands(tmp_path, monkeyp
         ("shapes", "shapes"),
         ("photos/own.jsonl", "captions:photos/own.jsonl"),
         ("my photos/own.CSV", "'captions:my photos/own.CSV'"),
-        ("shards/*.tar", "zeroshot --data-root DIR"),
-        ("3 * a.tar | 1 * own.jsonl", "zeroshot --data-root DIR"),  # a part of it is not all
+        ("captioned/*.tar", "'wds:captioned/*.tar'"),
+        ("labelled/*.tar", "shapes"),  # whose names may lie anywhere
+        ("https://host/captioned.tar", "shapes"),
+        ("photos", "shapes"),
+        ("places:num_pairs=64", "places"),
+        ("3 * a.tar | 1 * own.jsonl", "shapes"),  # a part of it is not all
     ],
 )
-def test_the_next_step_fits_the_data(source, tasks):
+def test_the_next_step_fits_the_data(source, tasks, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, ending in (("captioned", "txt"), ("labelled", "cls")):
+        Path(folder).mkdir()
+        with tarfile.open(f"{folder}/0.tar", "w") as shard:
+            for name in ("0.png", f"0.{ending}"):
+                shard.addfile(tarfile.TarInfo(name))
     assert tasks_for(source) == tasks
 
 
