@@ -10,6 +10,8 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
+import silc_bench
+
 ROOT = Path(__file__).parents[1]
 PAGES = {
     "README.md": "index.md",
@@ -17,6 +19,7 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/mutants/table.md": "mutants.md",
 }
+OFFERED = "silc_bench"  # its page
 OUTSIDE = ["cli"]  # commands, not functions
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)")
 
@@ -41,20 +44,35 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def rooms():
-    """The folders of the package, and its files at the top that hold a contract."""
+    """What the package offers, then its folders, and its files at the top that hold a contract."""
     package = ROOT / "silc_bench"
     names = [path.parent.name for path in package.glob("*/__init__.py")]
-    return sorted({"errors", "task", *names} - set(OUTSIDE))
+    return [OFFERED, *sorted({"errors", "task", *names} - set(OUTSIDE))]
 
 
 def reference(room):
     """A page of all modules of a room."""
+    if room == OFFERED:
+        return offered()
     path = ROOT / "silc_bench" / room
     modules = [path.with_suffix(".py")] if not path.is_dir() else sorted(_modules(path))
     lines = [f"# silc_bench.{room}", ""]
     for module in modules:
         dotted = ".".join(module.relative_to(ROOT).with_suffix("").parts)
         lines += [f"::: {dotted}", ""]
+    return "\n".join(lines)
+
+
+def offered():
+    """A page of what ``import silc_bench`` offers, wherever it is written."""
+    lines = [
+        "# silc_bench",
+        "",
+        "What `import silc_bench` offers ([with examples](../python.md)).",
+        "",
+    ]
+    for name, module in silc_bench.OFFERED.items():
+        lines += [f"::: {module}.{name}", ""]
     return "\n".join(lines)
 
 

@@ -8,8 +8,20 @@ from typing import Any
 __version__ = "0.1.0"
 
 # What ``import silc_bench`` offers, and the module that has it. It is imported when it is asked
-# for, so that the import stays light.
-OFFERED = {"load_results": "silc_bench.reports.forms.frame"}
+# for, so that the import stays light; for readers of types the same stands in __init__.pyi.
+OFFERED = {
+    "evaluate": "silc_bench.api",
+    "Results": "silc_bench.api",
+    "compare": "silc_bench.api",
+    "leaderboard": "silc_bench.api",
+    "train": "silc_bench.api",
+    "load_model": "silc_bench.models.load",
+    "load_results": "silc_bench.reports.forms.frame",
+    "wrap": "silc_bench.models.adapters.in_memory",
+    "UserError": "silc_bench.errors",
+    "DataError": "silc_bench.errors",
+    "RunError": "silc_bench.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

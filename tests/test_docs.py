@@ -201,5 +201,5 @@ def test_a_wrong_link_or_module_is_found():
     page = ROOT / "docs/records.md"
     for target in ("comparing.md", "compare.md#no-such-heading", "#no-such-heading"):
         assert link_fault(page, target)
-    for name in ("silc_bench.leaderboard", "silc_bench.reports.leaderboard.no_such_name"):
+    for name in ("silc_bench.leaderbord", "silc_bench.reports.leaderboard.no_such_name"):
         assert not module_exists(name)

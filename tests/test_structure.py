@@ -30,6 +30,7 @@ FLOORS = [
     ["silc_bench.evaluation", "silc_bench.reports"],
     ["silc_bench.tasks", "silc_bench.show"],
     ["silc_bench.trainer"],
+    ["silc_bench.api"],
     ["silc_bench.cli"],
     ["silc_bench.__main__"],
 ]

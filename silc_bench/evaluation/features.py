@@ -266,7 +266,7 @@ class Extractor:
                     entry.save_texts(keys, features)
                 advance(len(batch))
 
-    def seconds_an_image(self, dataset: ImageDataset, count: int = 8) -> float:
+    def seconds_an_image(self, dataset: ImageDataset, count: int = 4) -> float:
         """What the first ``count`` images take, decoded and encoded in this process, after one
         that is not counted: the first pass of a network is slow.
         """

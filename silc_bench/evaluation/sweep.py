@@ -163,12 +163,11 @@ def _estimate(extract: Extractor, wanted: Sequence[Data], num_models: int) -> st
     every = [dataset for data in wanted for dataset in data.values()]
     datasets = {(data.name, data.split, data.fingerprint): data for data in every}
     num_images = sum(map(len, datasets.values()))
-
-    first = next(iter(datasets.values()))
-    seconds = num_models * num_images * extract.seconds_an_image(first)
+    each = [len(data) * extract.seconds_an_image(data) for data in datasets.values()]
+    seconds = num_models * sum(each)
     return (
         f"{num_models} checkpoints, {num_images:,} images each: about {duration(seconds)} to encode"
-        f" if all are as fast as {extract.model.name} on the first images; windows of dense tasks"
+        f" if all are as fast as {extract.model.name} on a few images; windows of dense tasks"
         " and probes come on top, and embeddings that the cache holds cost nothing"
     )
 

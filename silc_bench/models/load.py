@@ -83,7 +83,7 @@ PATH_BEGINS = ("/", "./", "../", "~")  # no name of a library or a hub begins so
 IN_RUN = ("checkpoints/step_*.pt", "step_*.pt")  # what makes a folder a run
 
 
-def load_model(spec: str, arch: str | None = None, name: str = "") -> ImageModel:
+def load_model(spec: str | Path, arch: str | None = None, name: str = "") -> ImageModel:
     """A checkpoint -> a model on the CPU, ready to be measured.
 
     Args:
@@ -97,6 +97,7 @@ def load_model(spec: str, arch: str | None = None, name: str = "") -> ImageModel
         UserError: nothing there, not a checkpoint, or an architecture or branch that does not exist
             or does not fit.
     """
+    spec = str(spec)
     check_spec(spec, arch)
     with loading(f"checkpoint {spec}"), timed(f"loaded {spec}"):
         model = _load(spec, arch)

@@ -115,6 +115,11 @@ class Board:
     page: Callable[[], dict[str, Any]]  # the document of the page, made when it is asked for
     remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
 
+    def __repr__(self) -> str:
+        num_models = len(self.scores[["model", "revision"]].drop_duplicates())
+        size = f"{len(self.scores):,} scores of {num_models:,} models"
+        return f"<Board: {size}; .scores is their frame>"
+
 
 def row_names(board: Board) -> dict[Cell, str]:
     """{first cell of a row: its name}, with the revision where two rows share the name alone."""

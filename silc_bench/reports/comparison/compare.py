@@ -15,9 +15,11 @@ says why others do not; it accounts for every record.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
+from typing import TYPE_CHECKING, Any
 
 from silc_bench.errors import UserError
 from silc_bench.later import np
@@ -29,6 +31,9 @@ from silc_bench.reports.titles import COMPARED, differing, question_words, setup
 from silc_bench.results import folders
 from silc_bench.results.names import Models, Row
 from silc_bench.results.record import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOWN_FIELDS = 3  # of those in which two measurements differ
 
@@ -72,6 +77,14 @@ class Result:
         return tuple(marks)
 
 
+def flat(result: Result) -> dict[str, Any]:
+    """All fields beside each other, the test's among them."""
+    data = asdict(result)
+    test = data.pop("paired")
+    p_holm = data.pop("p_holm")
+    return {**data, **test, "p_holm": p_holm, "verdict": result.verdict}
+
+
 @dataclass(frozen=True)
 class Omission:
     """A task, or a way of measuring it, that was not compared."""
@@ -93,6 +106,18 @@ class Comparison:
     setups: dict[str, tuple[tuple[str, str, str], ...]]
     remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
     is_of_methods: bool = False  # several seeds each, instead of single checkpoints
+
+    def __repr__(self) -> str:
+        verdicts = Counter(result.verdict for result in self.results if result.is_main)
+        counts = [f"{verdicts[word]} {word}" for word in ("better", "worse", "no difference")]
+        of = f"<Comparison of {', '.join(map(repr, self.models))} with {self.baseline!r}"
+        return f"{of}: main metrics {', '.join(counts)}; {len(self.omissions)} not compared>"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each result, with its test: values and differences are fractions."""
+        import pandas as pd
+
+        return pd.DataFrame([flat(result) for result in self.results])
 
     def of(self, baseline: str, model: str) -> list[Result]:
         """The results of one pair."""

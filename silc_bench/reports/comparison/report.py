@@ -12,9 +12,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from silc_bench.reports.comparison.compare import Comparison, Result
+from silc_bench.reports.comparison.compare import Comparison, Result, flat
 from silc_bench.reports.comparison.pairing import ALPHA
 from silc_bench.reports.forms import forest_plot, latex
 from silc_bench.reports.tables import escaped, in_spreadsheet
@@ -216,7 +216,7 @@ def to_csv(comparison: Comparison) -> str:
 
     What was not compared has its reason and no numbers. There is at least one result.
     """
-    rows = [_flat(result) for result in comparison.results]
+    rows = [flat(result) for result in comparison.results]
     rows += [{"verdict": "not compared", **asdict(left)} for left in comparison.omissions]
 
     buffer = io.StringIO()
@@ -256,7 +256,7 @@ def to_json(comparison: Comparison) -> str:
         "baseline": comparison.baseline,
         "models": comparison.models,
         "num_tests": len(comparison.results),
-        "results": [_flat(result) for result in comparison.results],
+        "results": [flat(result) for result in comparison.results],
         "setups": comparison.setups,
         "not_compared": [asdict(omission) for omission in comparison.omissions],
     }
@@ -341,14 +341,6 @@ def _row(result: Result) -> tuple[str, ...]:
         _p(result.p_holm),
         result.verdict,
     )
-
-
-def _flat(result: Result) -> dict[str, Any]:
-    """All fields beside each other, the test's among them."""
-    data = asdict(result)
-    test = data.pop("paired")
-    p_holm = data.pop("p_holm")
-    return {**data, **test, "p_holm": p_holm, "verdict": result.verdict}
 
 
 def _points(result: Result) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,13 @@ def load_results(*results_dirs: str | Path) -> pd.DataFrame:
     reading = folders.read([Path(folder) for folder in results_dirs])
     for remark in reading.remarks:
         warnings.warn(remark, stacklevel=2)
+    return frame_of(reading.records)
+
+
+def frame_of(records: Iterable[Record]) -> pd.DataFrame:
+    """``load_results`` of records that are there."""
     rows: list[dict[str, Any]] = []
-    for record in reading.records:
+    for record in records:
         shared = _fields(record)
         rows += [_score(record, metric) | shared for metric in record.metrics]
 
