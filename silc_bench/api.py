@@ -26,7 +26,7 @@ from silc_bench.errors import UserError
 from silc_bench.models.load import load_model
 from silc_bench.results.record import Record
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import console, say, warn
+from silc_bench.system.terminal import console, say, shows_progress, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,6 +169,8 @@ def evaluate(
     checkpoints = _checkpoints(given, arch, name)
     for line in left_out_lines(left_out):
         say(line)
+    for task in chosen:
+        task.find(root)
 
     import torch
 
@@ -194,7 +196,7 @@ def evaluate(
         is_compiled=compiled,
         store=None if any(map(_may_change, given)) else store,
         existing=existing,
-        progress=console.is_terminal,
+        progress=shows_progress(),
     )
     for folder in folders[:1]:
         check_writable(folder)
