@@ -58,63 +58,7 @@ def results(run, tmp_path_factory):
     return folder
 
 
-# ---- the process: what is imported, how it ends ----
-
-PROGRAM = """
-import contextlib, io, json, shlex, sys
-from silc_bench.cli.app import main
-
-ends = []
-for line in json.loads(sys.argv[1]):
-    sys.argv = ["silc-bench", *shlex.split(line)]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    large = ("numpy", "torch", "sklearn", "transformers")
-    imported = [name for name in large if name in sys.modules]
-    ends.append({"code": code, "out": out.getvalue(), "err": err.getvalue(), "imported": imported})
-print(json.dumps(ends))
-"""
-COMPARE = "compare tiny:student tiny:teacher"
-COMMANDS = {  # the exit code of each, and what it may import; none of them computes with a model
-    "--help": (0, []),
-    "train --help": (0, []),
-    "eval --help": (0, []),
-    "--version": (0, []),
-    "tasks --json": (0, []),
-    "eval --ckpt {results} --tasks nonsense": (2, []),
-    "eval --ckpt nowhere --tasks shapes": (2, []),
-    "leaderboard --results {results} --out {out}": (0, ["numpy"]),
-    COMPARE + " --results {results} --out {out}": (0, ["numpy"]),
-    "results ls --results {results}": (0, ["numpy"]),
-    "results validate --results {results}": (0, ["numpy"]),
-    "leaderboard --results {out}/nothing": (2, ["numpy"]),
-}
-
-
-@pytest.fixture(scope="module")
-def ends(results, tmp_path_factory):
-    """{command: how it ended}.
-
-    One process runs them in turn: a module that one has imported, the next ones show too.
-    """
-    out = tmp_path_factory.mktemp("out")
-    lines = json.dumps([line.format(results=results, out=out) for line in COMMANDS])
-    done = subprocess.run([sys.executable, "-c", PROGRAM, lines], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    return dict(zip(COMMANDS, json.loads(done.stdout), strict=True))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_what_computes_nothing_imports_no_torch_and_help_no_numpy(ends, command):
-    end = ends[command]
-    assert (end["code"], end["imported"]) == COMMANDS[command], end["err"]
-    assert bool(end["out"]) == (end["code"] == 0)
-    if end["code"]:
-        assert error_of(end["err"])
+# ---- the process: how it ends (what it imports: test_first_words.py) ----
 
 
 @pytest.mark.timing

@@ -70,6 +70,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def _models(monkeypatch):
+    monkeypatch.setattr("silc_bench.models.load.check_spec", lambda spec, arch: None)
     monkeypatch.setattr("silc_bench.models.load.load_model", lambda spec, arch: MODELS[spec]())
     monkeypatch.setattr("silc_bench.cli.show._measured", lambda spec, results: None)
 

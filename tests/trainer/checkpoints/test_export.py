@@ -23,6 +23,7 @@ from silc_bench.trainer.checkpoints import exchange, open_clip
 from silc_bench.trainer.checkpoints import export as exports
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints.early import TARGETS
 from silc_bench.trainer.checkpoints.export import export, load_trained
 from silc_bench.trainer.config.presets import make_preset
 
@@ -319,7 +320,7 @@ def test_the_libraries_import_nothing_of_ours(model, exported, tmp_path, monkeyp
 # ---- the command ----
 
 
-@pytest.mark.parametrize("target", exports.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_command_says_how_to_load_what_it_wrote(run, tmp_path, monkeypatch, target):
     monkeypatch.chdir(tmp_path)
     out = Path("new") / ("teacher.safetensors" if target == "safetensors" else "teacher")
@@ -384,7 +385,7 @@ def test_where_it_cannot_go_is_said_before_anything_is_loaded(
     assert [file.read_text() for file in files] == ["mine"] * 3
 
 
-@pytest.mark.parametrize("target", exports.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(odd, tmp_path, monkeypatch, target):
     out = tmp_path / "out.safetensors"
 
