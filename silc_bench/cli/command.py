@@ -163,6 +163,19 @@ def read_defaults(ctx: Any) -> Defaults:
     return Defaults(layers, options_of(dict(_commands(root.command, root))) if is_given else {})
 
 
+def shared(ctx: Any, key: str) -> str | None:
+    """A shared default for what is no option: the first value of ``key``, said where it is taken.
+
+    None where nobody gave one.
+    """
+    defaults = ctx.meta.get(KEY)
+    given = defaults.shared.get(key) if defaults else None
+    if given is None:
+        return None
+    say(f"from {given.source}: {given}")
+    return given.value[0] if isinstance(given.value, list) else given.value
+
+
 def _commands(group: Any, ctx: Any, before: str = "") -> Iterator[tuple[str, Any]]:
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from silc_bench.cli.command import App
+from silc_bench.cli.command import App, shared
 from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
 from silc_bench.system.terminal import (
@@ -48,6 +48,7 @@ def data() -> None:
 )
 @answering
 def check(
+    ctx: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -68,6 +69,10 @@ def check(
     """
     from silc_bench.datasets import check as looking
 
+    # A named set lies below the data root, where the user wrote one down.
+    if path is None and ":" not in name:
+        root = shared(ctx, "data_root")
+        path = Path(root) if root else None
     report = looking.check(name, path, every_image)
     if as_json:
         print_json({"name": name, "is_ready": not report.problems, **asdict(report)})

@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from silc_bench.cli.command import shared
 from silc_bench.cli.options import Arch, Device, Precision
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable, write_text_atomic
@@ -20,6 +21,7 @@ from silc_bench.system.terminal import answering, shows_progress
 
 @answering
 def show(
+    ctx: typer.Context,
     arguments: Annotated[
         list[str],
         typer.Argument(
@@ -77,7 +79,9 @@ def show(
     check_precision(precision)
     class_names = read_classes(classes)
     shown = read_images(images)
-    all_measured = [_measured(spec, results or Path("results")) for spec in specs]
+    # --results draws into a folder; names are looked up in it, or where records usually are.
+    folder = results or Path(shared(ctx, "results") or "results")
+    all_measured = [_measured(spec, folder) for spec in specs]
     for spec, measured in zip(specs, all_measured, strict=True):
         check_spec(measured.source if measured else spec, arch)
 

@@ -6,6 +6,8 @@ import os
 import pytest
 import typer
 from commands import call, error_of, fail, succeed
+from made import put
+from PIL import Image
 
 from silc_bench.cli.app import app
 from silc_bench.cli.command import _commands
@@ -220,3 +222,18 @@ def test_variables_that_nobody_understands_are_listed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SILC_BENCH_DATAROOT", "x")
         assert "SILC_BENCH_DATAROOT" in json.loads(succeed("env --json"))["not_understood"]
+
+
+def test_data_check_and_show_look_where_the_files_say(folder, tmp_path):
+    write(folder.parent, 'data_root = "data"\nresults = "kept"\n')
+    result = call("data check cifar100")
+    assert result.stderr.startswith("from ../silc-bench.toml: data_root = ../data\n")
+    assert "../data: no such file or folder" in result.stderr
+    assert "data_root" not in call("data check folder:nowhere").stderr
+
+    for name in ("own-a", "own-b"):
+        put(tmp_path / "a" / "kept", name, 0.5)
+    Image.new("RGB", (8, 8)).save("x.png")
+    result = call("show own-c x.png")
+    assert result.stderr.startswith("from ../silc-bench.toml: results = ../kept\n")
+    assert "own-a" in result.stderr
