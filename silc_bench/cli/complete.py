@@ -1,6 +1,6 @@
 """Words that the shell completes with the Tab key, where an option takes words that are known.
 
-``WORDS`` says which option takes which. Nothing here imports torch or pandas, because the
+``WORDS`` says which option takes which. Nothing here imports torch or NumPy, because the
 user waits at each key: what only heavy modules know is written down, and a test compares the two.
 """
 
@@ -31,7 +31,6 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16")
 BOARDS = ("md", "csv", "json", "html", "tex", "parquet")
 COMPARISONS = ("md", "csv", "json", "tex", "png", "svg", "pdf")
-TARGETS = ("open_clip", "hf", "safetensors")
 
 
 def tasks(_: Any) -> list[str]:
@@ -56,6 +55,12 @@ def objectives(_: Any) -> Iterable[str]:
     from silc_bench.trainer.config.config import OBJECTIVES
 
     return OBJECTIVES
+
+
+def targets(_: Any) -> Iterable[str]:
+    from silc_bench.trainer.checkpoints.early import TARGETS
+
+    return TARGETS
 
 
 def fields(_: Any) -> list[str]:
@@ -107,7 +112,7 @@ WORDS: dict[str, Words] = {
     "on_collapse": listed(("warn", "stop")),
     "group_by": listed(("family", "dataset", "protocol")),
     "sort": order,
-    "to": listed(TARGETS),
+    "to": targets,
     "leaderboard formats": listed(BOARDS),
     "compare formats": listed(COMPARISONS),
     "tasks": tasks,
