@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from silc_bench.errors import RunError, UserError
+from silc_bench.system.lock import NAME as RUNNING
 from silc_bench.system.lock import locked
 from silc_bench.system.processes import (
     StoppedError,
@@ -35,6 +36,7 @@ from silc_bench.system.terminal import say, warn
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.early import check_begun
 from silc_bench.trainer.checkpoints.init import OF_WEIGHTS, read_start
+from silc_bench.trainer.checkpoints.stop import LeftError, Stop
 from silc_bench.trainer.config.config import Config, changed, flatten, from_dict, to_dict
 from silc_bench.trainer.config.presets import SECOND_PHASES
 from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
@@ -74,10 +76,6 @@ OF_THE_MACHINE = (
 
 # Beginnings of the names of fields that may differ when a run is resumed.
 FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", *OF_THE_MACHINE)
-
-# Ctrl-C, what schedulers send before they take a machine away (submitit: SIGUSR2), and the end of a
-# terminal.
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def run_training(
@@ -262,10 +260,10 @@ def train(
         warn(sentence, console)
 
     try:
-        with _signals() as received:
+        with Stop(console).listening() as stop:
             # Log, probes and checkpoints are the first rank's; the others only do the steps.
             if rank() > 0:
-                return _follow(state, source, run, received)
+                return _follow(state, source, run, stop.received)
 
             online = None
             if wandb:
@@ -275,7 +273,7 @@ def train(
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )
-                return _loop(state, source, run, log, received, watch, probe, console, on_step)
+                return _loop(state, source, run, log, stop, watch, probe, console, on_step)
     finally:
         # However the run ends, its user learns which samples it went without.
         if source.damage.total:
@@ -362,7 +360,7 @@ def _loop(
     source: Source,
     run: Path,
     log: RunLog,
-    received: list[int],
+    stop: Stop,
     watch: Watch,
     probe: Probe | None,
     console: Console,
@@ -371,13 +369,20 @@ def _loop(
     """The first rank's steps, with what stands around each: log row, probe, checkpoint, signal."""
     config = state.config
     device = state.student.log_scale.device
-    if probe is not None and state.start is not None and state.step == 0:
-        state.start["probes"] = _probe_of_start(state, probe, log)
-
     wait = DataWait(device)
-    with closing(_my_batches(state, source)) as opened, checkpoint.Writer(run) as writer:
+    with (
+        closing(_my_batches(state, source)) as opened,
+        checkpoint.Writer(run) as writer,
+        _saved_when_left(state, writer, run, log, stop),
+    ):
+        if probe is not None and state.start is not None and state.step == 0:
+            with stop.leavable():
+                state.start["probes"] = _probe_of_start(state, probe, log)
+
         # The first batch takes what opening the source takes, which is no part of the speed.
-        batches = chain([next(opened)], opened)
+        with stop.leavable():
+            first = next(opened)
+        batches = chain([first], opened)
         mark = time.perf_counter()
         mark_step = state.step
         saved = time.monotonic()
@@ -388,10 +393,12 @@ def _loop(
         moved: list[bool] = []  # an entry where the update of this step has begun
         # The hook must not hold ``state``: a circle would keep DDP alive when the group is
         # destroyed, and the other ranks would wait.
+        state.optimizer.register_step_pre_hook(lambda *_: stop.begin_update())
         state.optimizer.register_step_pre_hook(lambda *_: moved.append(True))
 
         while state.step < config.num_steps:
-            with saving_first():
+            stop.begin_step()
+            with saving_first(), stop.leavable():
                 batch = wait.next(batches)
             number = state.step + 1  # of this step, from 1 as in the log
             is_last = number == config.num_steps
@@ -400,12 +407,13 @@ def _loop(
 
             if is_row:
                 watch.before_step(state)
-            with saving_first(moved, but=RunError):
+            with saving_first(moved, but=RunError), stop.leavable():
                 values = train_step(state, batch)
             moved.clear()
+            stop.end_step()
 
             # A collective call, so after each step: a signal to one rank stops all of them.
-            signals = _of_all_ranks(received)
+            signals = _of_all_ranks(stop.received)
             is_stopped = any(signals)
             log.advance(state.step)
             on_step(state.step)
@@ -429,7 +437,7 @@ def _loop(
             fallen = None
             if probe is not None and is_probe:
                 before = time.perf_counter()
-                with saving_first():
+                with saving_first(), stop.leavable():
                     scores = probe(state)
                     if scores:  # nothing could be scored of a student that diverged
                         log.write_probe(state.step, scores | probe.teacher, probe.errors)
@@ -455,6 +463,49 @@ def _loop(
 
     assert writer.path is not None, "a run of at least one step ends with a checkpoint"
     return writer.path
+
+
+@contextmanager
+def _saved_when_left(
+    state: TrainState, writer: checkpoint.Writer, run: Path, log: RunLog, stop: Stop
+) -> Iterator[None]:
+    """Where a second signal leaves the block, the steps before are saved, and StoppedError ends it.
+
+    Raises:
+        StoppedError: it was left.
+    """
+    begun = state.step
+
+    def keep() -> None:
+        if state.step not in (begun, writer.step):
+            writer.write(state.payload())
+
+    def saved() -> StoppedError:
+        kind = signal.Signals([*stop.received, *stop.heard][0]).name
+        keep()
+        writer.wait()
+        kept = checkpoint.all_in(run)
+        fix = f"{kept[-1]} is saved, continue with --resume" if kept else "start it anew"
+        return StoppedError(
+            f"stopped by {kind} within step {state.step + 1}, which is lost", fix=fix
+        )
+
+    def ended() -> StoppedError:
+        """From the thread of ``stop``: nothing that stands around the block comes to its end."""
+        error = saved()
+        log.__exit__(type(error), error, None)
+        (run / RUNNING).unlink(missing_ok=True)
+        return error
+
+    stop.keep = keep
+    stop.save = ended
+    try:
+        yield
+    except LeftError:
+        with stop.gate:
+            raise saved() from None
+    finally:
+        stop.keep = stop.save = None  # they hold the state
 
 
 @contextmanager
@@ -522,29 +573,3 @@ def _stopped(signals: list[int], step: int, path: Path | None) -> StoppedError:
         f"stopped by {' and '.join(causes)} after step {step}",
         fix=f"{path} is saved, continue with --resume",
     )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note signals that stop a run, to be answered after the step; a second one acts at once."""
-    received: list[int] = []
-    handlers = {kind: signal.getsignal(kind) for kind in STOPPING}
-
-    # nohup has asked that the end of the terminal is no reason to stop.
-    if handlers[signal.SIGHUP] is signal.SIG_IGN:
-        del handlers[signal.SIGHUP]
-
-    def restore() -> None:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
-
-    def note(kind: int, frame: object) -> None:
-        received.append(kind)
-        restore()
-
-    for kind in handlers:
-        signal.signal(kind, note)
-    try:
-        yield received
-    finally:
-        restore()

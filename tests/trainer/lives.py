@@ -1,5 +1,6 @@
 """A part of a run in its own process, which dies or is told to stop at one of ``PLACES``."""
 
+import ctypes
 import io
 import json
 import os
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from silc_bench.trainer import loop
 from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import stop
 from silc_bench.trainer.monitor import health
 from silc_bench.trainer.monitor.log import RunLog
 from silc_bench.trainer.silc.teacher import Teacher
@@ -48,6 +50,23 @@ def two_signals(*args):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def two_signals_while_torch_computes(*args):
+    """As inside a long call of torch: no handler in Python comes to its turn."""
+    stop.GRACE = 0.0
+    open_while_we_live, ours = os.pipe()
+    within_one_call(f"kill -TERM {os.getpid()}; kill -USR1 {os.getpid()}; cat", open_while_we_live)
+    os.close(ours)
+
+
+def within_one_call(commands, pipe):
+    """Commands of a shell, the last of which reads ``pipe``; what that ends with.
+
+    They are sent and waited for in C, so that Python runs nothing meanwhile.
+    """
+    os.set_inheritable(pipe, True)
+    return ctypes.CDLL(None).system(f"{commands} < /dev/fd/{pipe} > /dev/null".encode())
+
+
 def warned(*args):
     os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -62,7 +81,7 @@ def signal_to_the_group(*args):
     os.waitpid(sender, 0)
 
 
-def written_at_once(writer, payload, score):
+def written_at_once(writer, payload, score=None):
     """So that the place of death alone says which checkpoints there are."""
     write(writer, payload, score)
     writer.wait()
@@ -82,6 +101,9 @@ PLACES = {
     "before a file is removed": lambda n: at(n, Path, "unlink", die),
     "inside a row of the log": lambda n: at(n, RunLog, "write", half_a_row),
     "two signals": lambda n: at(n, loop, "train_step", two_signals),
+    "two signals while torch computes": lambda n: at(
+        n, loop, "train_step", two_signals_while_torch_computes
+    ),
     "warned": lambda n: at(n, loop, "train_step", warned),
     "signal to the group": lambda n: at(n, loop, "train_step", signal_to_the_group),
 }

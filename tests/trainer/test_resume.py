@@ -6,12 +6,14 @@ this process.
 """
 
 import errno
+import io
 import json
 import math
 import os
 import re
 import shutil
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +26,7 @@ import lives
 import pytest
 import torch
 from refusals import refused
+from rich.console import Console
 from runs import close, differing, end_of, rows_of, run, saved_in
 
 from silc_bench.errors import DataError, RunError
@@ -31,6 +34,7 @@ from silc_bench.system.lock import NAME
 from silc_bench.system.processes import StoppedError
 from silc_bench.trainer import loop, train
 from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints.stop import STOPPING, Stop
 from silc_bench.trainer.device import DataWait
 from silc_bench.trainer.monitor.log import RunLog
 from silc_bench.trainer.silc.student import MicroBatches
@@ -57,15 +61,24 @@ LIVES = {
     "dies of a scheduler's warning, twice": [("warned", 3), ("warned", 2)],
     "dies tidying up": [("before a file is removed", 1), ("before a file is removed", 2)],
     "dies logging, then of two signals": [("inside a row of the log", 1), ("two signals", 4)],
+    "is stopped at once, in torch too": [
+        ("two signals", 4),
+        ("two signals while torch computes", 3),
+    ],
     "dies, then is told to stop": [("before a step", 4), ("signal to the group", 3)],
 }
 # exit code; of every other place SIGKILL's
-HOW = {"two signals": -signal.SIGTERM, "signal to the group": 1, "warned": 1}
+HOW = {
+    "two signals": 1,
+    "two signals while torch computes": 1,
+    "signal to the group": 1,
+    "warned": 1,
+}
 SAID = {
     "dies of a scheduler's warning, twice": [("SIGUSR1", "3"), ("SIGUSR1", "5")],
     "dies, then is told to stop": [("SIGTERM", "5")],
 }
-SOURCES = {"shapes": list(LIVES)[:5], "shards": list(LIVES)[5:]}
+SOURCES = {"shapes": list(LIVES)[:6], "shards": list(LIVES)[6:]}
 CASES = [(source, life) for source, lives in SOURCES.items() for life in lives]
 
 
@@ -131,7 +144,10 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(whole, configs, tmp_path, so
     assert kinds == {".json", ".pt"}, "no half file is left"
     # A process that was told to stop says so, and nothing else: none of its workers died on the
     # way.
-    assert words.count("Traceback") == words.count("StoppedError: stopped by ") == codes.count(1)
+    num_silent = life.count("in torch")  # says it without a traceback
+    num_said = words.count("StoppedError: stopped by ")
+    assert words.count("Traceback") == num_said == codes.count(1) - num_silent
+    assert words.count("error: stopped by ") == num_silent
     assert re.findall(r"(SIG\w+) after step (\d)", words) == SAID.get(life, [])
 
 
@@ -246,16 +262,123 @@ def interrupted(config, folder, kind, step):
 )
 def test_a_signal_is_answered_with_a_checkpoint(whole, configs, tmp_path, source, kind, step):
     """The step that is under way is finished, saved, and the run continues from exactly there."""
-    handlers = [signal.getsignal(kind) for kind in loop.STOPPING]
+    handlers = [signal.getsignal(kind) for kind in STOPPING]
     error = interrupted(configs[source], tmp_path, kind, step)
     assert f"{kind.name} after step {step}" in error.problem
     assert str(checkpoint.path_of(tmp_path, step)) in error.fix
     # what was left out is said of a stopped run too
     assert ("left out:" in error.printed) == (source == "shards")
     assert end_of(tmp_path)["step"] == step
-    assert [signal.getsignal(kind) for kind in loop.STOPPING] == handlers
+    assert [signal.getsignal(kind) for kind in STOPPING] == handlers
     run(configs[source], tmp_path, resume=True)
     same_run(tmp_path, whole[source])
+
+
+@pytest.mark.parametrize(
+    ("moment", "saved"), [("before the step", 4), ("in the step", 4), ("in the update", 5)]
+)
+def test_a_second_signal_loses_the_step_at_most(
+    whole, configs, tmp_path, monkeypatch, moment, saved
+):
+    """The first comes in step 4 or 5; what the second interrupts is not finished, but an update."""
+    config = configs["shapes"]
+    owner, name = {
+        "before the step": (loop, "train_step"),
+        "in the step": (train, "distillation"),
+        "in the update": (torch.optim.AdamW, "step"),
+    }[moment]
+    real = getattr(owner, name)
+    calls = []
+
+    def twice(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, twice)
+    handlers = [signal.getsignal(kind) for kind in STOPPING]
+    with pytest.raises(StoppedError) as caught:
+        run(config, tmp_path)
+    assert str(checkpoint.path_of(tmp_path, saved)) in caught.value.fix
+    assert end_of(tmp_path)["step"] == saved
+    assert [signal.getsignal(kind) for kind in STOPPING] == handlers
+    assert not (tmp_path / NAME).exists()
+    run(config, tmp_path, resume=True)
+    same_run(tmp_path, whole["shapes"])
+
+
+def test_before_its_first_step_a_run_that_is_stopped_at_once_leaves_nothing_to_go_on_from(
+    configs, tmp_path, monkeypatch
+):
+    def stopped(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop, "train_step", stopped)
+    with pytest.raises(StoppedError) as caught:
+        run(configs["shapes"], tmp_path)
+    assert caught.value.fix == "start it anew"
+    assert not saved_in(tmp_path)
+
+
+def test_the_first_signal_is_answered_while_torch_computes(tiny, tmp_path, monkeypatch):
+    """Inside a call that lets no handler in Python come to its turn, and waits for the answer."""
+    answered, answer = os.pipe()
+
+    class Answered(io.StringIO):
+        def write(self, text):
+            if "stopping after this step; again to stop now" in text:
+                os.write(answer, b"!")
+            return super().write(text)
+
+    def computing(state, batch):
+        commands = f"kill -TERM {os.getpid()}; timeout {forked.SECONDS} head -c 1"
+        assert lives.within_one_call(commands, answered) == 0, "it was answered"
+        return train_step(state, batch)
+
+    monkeypatch.setattr(loop, "train_step", computing)
+    console = Console(file=Answered(), width=200)
+    with pytest.raises(StoppedError):
+        loop.run_training(
+            tiny("contrastive"), tmp_path, resume=False, device=torch.device("cpu"), console=console
+        )
+    os.close(answered)
+    os.close(answer)
+    assert end_of(tmp_path)["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "words"), [(16.4, "about 16 s; again"), (0.9, "this step; again")]
+)
+def test_the_answer_says_how_long_the_step_takes(left, words):
+    assert words in Stop(Console(quiet=True))._answer(left)
+
+
+def test_what_is_before_a_long_step_is_saved_while_it_computes(tiny, tmp_path, monkeypatch):
+    """The step waits for it, and goes on."""
+    monkeypatch.setattr("silc_bench.trainer.checkpoints.stop.LONG", -math.inf)
+    kept = threading.Event()
+    real = checkpoint.Writer.write
+
+    def written(writer, payload, score=None):
+        real(writer, payload, score)
+        writer.wait()
+        kept.set()
+
+    monkeypatch.setattr(checkpoint.Writer, "write", written)
+
+    def computing(state, batch):
+        if state.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert kept.wait(forked.SECONDS)
+        return train_step(state, batch)
+
+    monkeypatch.setattr(loop, "train_step", computing)
+    with pytest.raises(StoppedError):
+        run(tiny("contrastive", steps=3, checkpoint_every=10), tmp_path)
+    assert saved_in(tmp_path) == [1, 2]
 
 
 def test_under_nohup_the_end_of_the_terminal_stops_nothing(tiny, tmp_path):

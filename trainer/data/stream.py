@@ -477,5 +477,6 @@ def _leave_the_group(worker: int) -> None:
     still needs its batches. Some schedulers warn each process of a job by itself.
     """
     os.setsid()
+    signal.set_wakeup_fd(-1)  # it is the trainer's, which would take our signals for its own
     for kind in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(kind, signal.SIG_IGN)
