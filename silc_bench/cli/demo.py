@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ def demo(
 
     Two models that are packaged come first, so that there is a page within a minute.
     """
+    started = time.perf_counter()
     from silc_bench.cli.demo_progress import plan
 
     # A folder each: with one for both, the second demo would find the runs of the first.
@@ -38,4 +40,4 @@ def demo(
 
     from silc_bench.cli.run_demo import run_demo
 
-    run_demo(folder, is_full=full, console=console)
+    run_demo(folder, is_full=full, console=console, started=started)

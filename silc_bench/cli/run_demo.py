@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +68,26 @@ TOLD = {
 }
 
 
-def run_demo(out: Path, *, is_full: bool, console: Console) -> Path:
-    """Measure, train and show below ``out``; the page's path.
+def run_demo(out: Path, *, is_full: bool, console: Console, started: float) -> Path:
+    """Measure, train and show below ``out``; the page's path. Raises as training and evaluation do.
 
-    Raises as training and evaluation do.
+    ``started``: when the command began, by ``time.perf_counter``.
     """
-    started = time.perf_counter()
     device = choose_device("auto")
     if device.type == "cpu":
         keep_freed_memory()
     samples = FULL_SAMPLES if is_full else SAMPLES
     results = out / "results"
 
+    # Before the bar: where this takes long, a line says so.
+    packaged = {}
+    for objective in OBJECTIVES:
+        spec = str(MODELS / f"{PRESET}-{objective}.safetensors")
+        packaged[spec] = load_model(spec, name=f"packaged-{objective}")
+
     with WholeBar(parts_of(is_full), console) as bar:
         bar.begin()
         tasks = tasks_of(is_full)
-        packaged = {
-            str(MODELS / f"{PRESET}-{objective}.safetensors"): f"packaged-{objective}"
-            for objective in OBJECTIVES
-        }
         measure(packaged, tasks, results, "packaged", bar)
         page = write_page(results, out)
         seconds = time.perf_counter() - started
@@ -98,7 +99,7 @@ def run_demo(out: Path, *, is_full: bool, console: Console) -> Path:
         for objective in OBJECTIVES:
             run = out / "runs" / objective
             train(objective, samples, run, device, bar, console)
-            own[f"{run}:student"] = f"{objective}:student"
+            own[f"{run}:student"] = load_model(f"{run}:student")
 
         bar.begin()
         records = measure(own, tasks, results, "trained_here", bar)
@@ -108,7 +109,7 @@ def run_demo(out: Path, *, is_full: bool, console: Console) -> Path:
     console.print(table_of(compared, records))
     for sentence in sentences_of(compared, samples):
         console.print(Paragraph(sentence))
-    pair = " ".join(own.values())
+    pair = " ".join(model.name for model in own.values())
     for line in (
         f"page: {page}",
         f"image: {results / 'pictures' / 'trained_here.png'}",
@@ -126,15 +127,15 @@ def tasks_of(is_full: bool) -> list[Task]:
 
 
 def measure(
-    names: dict[str, str], tasks: Sequence[Task], results: Path, figure_name: str, bar: WholeBar
+    models: Mapping[str, ImageModel],
+    tasks: Sequence[Task],
+    results: Path,
+    figure_name: str,
+    bar: WholeBar,
 ) -> list[Record]:
-    """Records of some models, and the image of what they see.
-
-    Args:
-        names: of each checkpoint, what tables call it.
-    """
+    """Records of ``models``, by what they were loaded from, and the image of what they see."""
     records: list[Record] = []
-    count = len(names) * len(tasks)
+    count = len(models) * len(tasks)
 
     def on_result(record: Record, is_new: bool) -> None:
         records.append(record)
@@ -143,10 +144,7 @@ def measure(
         else:
             bar.know(len(records) / count)
 
-    models = []
-    for spec, name in names.items():
-        model = load_model(spec, None, name)
-        models.append(model)
+    for spec, model in models.items():
         evaluate(
             model,
             tasks,
@@ -156,7 +154,8 @@ def measure(
             results_dir=results,
             on_result=on_result,
         )
-    draw_dense(models, results / "pictures" / f"{figure_name}.png", choose_device("auto"))
+    place = results / "pictures" / f"{figure_name}.png"
+    draw_dense(list(models.values()), place, choose_device("auto"))
     return records
 
 
@@ -251,17 +250,18 @@ def table_of(compared: Sequence[Result], records: Sequence[Record]) -> Renderabl
 def sentences_of(compared: Sequence[Result], samples: int) -> list[str]:
     """What was asked, what came out, and what that shows."""
     intervals = []
-    for result in compared:
-        if result.task in TOLD:
-            middle, half = 100 * result.paired.difference, 100 * result.paired.margin
+    by_task = {result.task: result.paired for result in compared}
+    for task, words in TOLD.items():
+        if task in by_task:
+            middle, half = 100 * by_task[task].difference, 100 * by_task[task].margin
             interval = f"{middle - half:+.1f} to {middle + half:+.1f}"
-            intervals.append(f"{TOLD[result.task]} {middle:+.1f} ({interval})")
+            intervals.append(f"{words} {middle:+.1f} ({interval})")
     return [
         "Asked: do these small models gain by self-distillation (SILC), if both sides learn from"
         f" the same {samples:,} generated scenes?",
         "Found, silc minus contrastive in points with 95 % intervals over the test images:"
         f" {', '.join(intervals)}.",
-        "It tells these two checkpoints apart, one seed a side, and not the methods: for those,"
+        "This tells these two checkpoints apart, one seed a side, and not the methods: for those,"
         " benchmarks/README.md in the repository has studies with several seeds.",
     ]
 

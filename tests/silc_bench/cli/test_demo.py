@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -112,7 +113,8 @@ def counts(patched):
 def run_demo(out):
     """(what it printed at 80 columns without a terminal, the page)."""
     screen = io.StringIO()
-    page = demo.run_demo(out, is_full=False, console=Console(file=screen, width=80))
+    console = Console(file=screen, width=80)
+    page = demo.run_demo(out, is_full=False, console=console, started=time.perf_counter())
     return screen.getvalue(), page
 
 
@@ -152,7 +154,7 @@ def test_the_screen_tells_it_in_eighty_columns_and_warns_of_nothing(finished):
     assert sorted(row[0] for row in rows) == sorted(task.name for task in demo.tasks_of(False))
     assert all(len(row) in (7, 8) for row in rows)
 
-    told = [line for line in lines if line.startswith(("Asked", "Found", "It tells"))]
+    told = [line for line in lines if line.startswith(("Asked", "Found", "This tells"))]
     assert len(told) == 3
     assert f"page: {page}" in lines
     # Rows and parts, the first page, sentences, and where the results lie: nothing was said
