@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 @answering
 def evaluate_command(
-    ckpt: Annotated[
-        list[str],
-        typer.Option(
-            help="RUN[:student|:teacher|:average], open_clip:ARCH/TAG, hf:NAME, timm:NAME,"
-            " big_vision:FILE, FILE, a glob, RUN@all (its checkpoints) or @LIST (a file with one a"
-            " line); repeatable."
-        ),
-    ],
     tasks: Annotated[
         str,
         typer.Option(
@@ -37,11 +29,17 @@ def evaluate_command(
             " wds:PATTERN, seg:IMAGES,MASKS,CLASSES.json; commas between."
         ),
     ],
+    ckpt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="RUN[:student|:teacher|:average], open_clip:ARCH/TAG, hf:NAME, timm:NAME,"
+            " big_vision:FILE, FILE, a glob, RUN@all (its checkpoints) or @LIST (a file with one a"
+            " line); repeatable."
+        ),
+    ] = None,
     more: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[CKPT]...", help="More of --ckpt: what a shell makes of --ckpt runs/*."
-        ),
+        typer.Argument(metavar="CKPT", help="The same as --ckpt, as after --ckpt runs/*."),
     ] = None,
     arch: Arch = None,
     name: Annotated[
@@ -113,14 +111,14 @@ def evaluate_command(
     )
 
     check_data_root(data_root)
-    named = specs_of([*ckpt, *(more or [])])
+    patterns = words_of(tasks)
+    chosen, left_out = measurable(select(patterns), patterns, data_root)
+    named = specs_of([*(ckpt or []), *(more or [])])
     own_names = _names(name or [], named.specs)
     # of several, one that cannot be loaded does not stop the others
     if len(named.specs) == 1:
         check_spec(named.specs[0], arch)
 
-    patterns = words_of(tasks)
-    chosen, left_out = measurable(select(patterns), patterns, data_root)
     for remark in named.remarks:
         print(one_line(remark))
     for line in left_out_lines(left_out):

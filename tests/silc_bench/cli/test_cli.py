@@ -338,8 +338,12 @@ def test_a_sweep_goes_on_after_a_failure_and_says_it_at_the_end(run, tmp_path):
     for name in ("a", "c"):
         shutil.copytree(run / "checkpoints", tmp_path / f"runs/{name}/checkpoints")
     folders = " ".join(str(tmp_path / f"runs/{name}") for name in ("a", "b", "c"))
-    line = f"eval {ONE_TASK} --results {tmp_path}/results --ckpt"
-    for words, counts in ((folders, "2 measured"), (f"'{tmp_path}/runs/*'", "0 measured, 2 known")):
+    line = f"eval {ONE_TASK} --results {tmp_path}/results"
+    for words, counts in (
+        (f"--ckpt {folders}", "2 measured"),
+        (f"--ckpt '{tmp_path}/runs/*'", "0 measured, 2 known"),
+        (folders, "0 measured, 2 known"),
+    ):
         result = call(f"{line} {words}")
         assert result.exit_code == 2
         assert counts in result.stdout

@@ -67,7 +67,10 @@ def measured(runs: Sequence[Run], results_dirs: Sequence[Path]) -> Measured:
     for run, own in zip(runs, curves, strict=True):
         if not own:
             where = ", ".join(map(str, results_dirs))
-            remarks.append(f"no record in {where} is of the run {run.name}, with its configuration")
+            remarks.append(
+                f"no record in {where} is of the run {run.name}, with its configuration;"
+                f" `silc-bench eval --ckpt {run.folder}@all --tasks ...` measures its checkpoints"
+            )
     return Measured(curves, _charts(labels, curves), tuple(remarks))
 
 
