@@ -67,6 +67,7 @@ NO_DATA = (
 # Fields that suit the machine and are no part of the result, so that a resumed run takes new ones.
 OF_THE_MACHINE = (
     "checkpoint_every",
+    "checkpoint_keep_every",
     "checkpoint_minutes",
     "log_every",
     "probe",

@@ -144,6 +144,8 @@ def _lacks_room(folder: Path, size: int) -> str:
 def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path:
     """Write RUN/checkpoints/step_N.pt and its note, then remove all but the newest and the best.
 
+    Those at multiples of the configuration's ``checkpoint_keep_every`` stay, too.
+
     The note comes first, so that a checkpoint in its place always has its checksum beside it. A
     checkpoint of a later step than N was found damaged when the run was resumed, and is removed.
     """
@@ -170,6 +172,9 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
     checkpoints = all_in(run)
     until_now = checkpoints[: checkpoints.index(path) + 1]
     kept = {*until_now[-KEEP:], best_in(run)}
+    keep_every = _keep_every(payload)
+    if keep_every:
+        kept |= {old for old in until_now if _step_of(old) % keep_every == 0}
     for old in checkpoints:
         if old not in kept:
             old.unlink()
@@ -188,13 +193,27 @@ def room_for(run: Path, state: dict[str, Any], num_moments: int) -> str | None:
     """
     size = size_of(state) + num_moments * size_of(state["student"])
     free = shutil.disk_usage(run).free
-    needed = (KEEP + 1) * size  # a new one is written before an old one goes
-    if free >= needed:
+    config = json.loads(state["config"])
+    keep_every = _keep_every(state)
+    num_steps = config["samples"] // config["batch_size"]
+
+    # a new one is written before an old one goes
+    count = KEEP + 1 + (num_steps // keep_every if keep_every else 0)
+    if free >= count * size:
         return None
     return (
-        f"{run}: a checkpoint takes about {size / 2**20:,.1f} MiB, {KEEP + 1} of them lie there"
+        f"{run}: a checkpoint takes about {size / 2**20:,.1f} MiB, {count} of them lie there"
         f" while one is written, and {free / 2**20:,.1f} MiB are free: make room there"
     )
+
+
+def _keep_every(payload: dict[str, Any]) -> int:
+    # not there in a checkpoint of an earlier version that is resumed
+    return json.loads(payload["config"]).get("checkpoint_keep_every", 0)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 def path_of(run: Path, step: int) -> Path:

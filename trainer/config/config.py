@@ -207,6 +207,8 @@ class Config:
     compile: bool = False  # torch.compile each block: other roundings, fewer passes over memory
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
+    # steps: checkpoints at multiples of it stay, for curves; 0: the newest and the best alone
+    checkpoint_keep_every: int = 0
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     # since the last checkpoint, whatever the step; 0: by steps alone
     checkpoint_minutes: float = 30.0
@@ -342,6 +344,7 @@ BOUNDS = (
         "at least 0",
         lambda number: 0 <= number < math.inf,
         (
+            "checkpoint_keep_every",
             "checkpoint_minutes",
             "data.num_workers",
             "distillation.ema_batch",
@@ -418,6 +421,7 @@ MULTIPLES = {
     "views.local_size": "vision.patch_size",
     "vision.width": "vision.num_heads",
     "text.width": "text.num_heads",
+    "checkpoint_keep_every": "checkpoint_every",
 }
 RANGES = ("views.global_area", "views.local_area", "views.blur_sigma")
 RULES = (

@@ -11,7 +11,14 @@ from silc_bench.results.question import hash_of
 from silc_bench.trainer.config.config import Config, flatten
 
 # fields of the configuration that leave the weights as they are, and the seed
-NO_RECIPE = ("seed", "log_every", "checkpoint_every", "checkpoint_minutes", "probe")
+NO_RECIPE = (
+    "seed",
+    "log_every",
+    "checkpoint_every",
+    "checkpoint_keep_every",
+    "checkpoint_minutes",
+    "probe",
+)
 
 
 def named(source: str) -> str:

@@ -72,6 +72,13 @@ def test_the_newest_two_are_kept(tmp_path):
     assert checkpoint.best_in(tmp_path) is None, "none was scored"
 
 
+def test_those_of_every_so_many_steps_stay(tmp_path):
+    config = json.dumps(to_dict(shapes_tiny()) | {"checkpoint_keep_every": 4})
+    for step in range(1, 12):
+        checkpoint.save(tmp_path, payload(step) | {"config": config})
+    assert saved_in(tmp_path) == [4, 8, 10, 11]
+
+
 # --- a disk that fills up -------------------------------------------------------------------------
 
 
@@ -155,6 +162,14 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path, state,
         said = checkpoint.room_for(tmp_path, state.payload(), num_moments=2)
         assert (said is not None) == is_said
     assert str(tmp_path) in said
+
+    # with three that stay until the end
+    config = json.loads(state.payload()["config"])
+    config |= {"samples": 30 * config["batch_size"], "checkpoint_keep_every": 10}
+    more = state.payload() | {"config": json.dumps(config)}
+    for num_bytes, is_said in ((6 * size, False), (6 * size - 1, True)):
+        free(monkeypatch, num_bytes)
+        assert bool(checkpoint.room_for(tmp_path, more, num_moments=2)) == is_said
 
 
 @pytest.mark.timing

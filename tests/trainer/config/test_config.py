@@ -130,6 +130,7 @@ BROKEN = [
     ("vision.num_heads=3", "vision.width"),
     ("vision.width=130 vision.num_heads=2", "vision.width"),
     ("text.num_heads=3", "text.width"),
+    ("checkpoint_keep_every=3 checkpoint_every=2", "checkpoint_keep_every"),
     ("views.num_local=0", "views.num_local"),
     ("views.num_local=0 distillation.pairs=local+global views.num_global=1", "views.num_local"),
     ("views.local_area=0.4,0.1", "views.local_area"),
@@ -158,6 +159,7 @@ OUTSIDE = {
 }
 MAY_BE_ZERO = (
     "distillation.ema_batch micro_batch views.num_local data.num_workers data.seed seed probe.every"
+    " checkpoint_keep_every"
 )
 
 
