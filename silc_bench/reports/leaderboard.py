@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter, namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from silc_bench.errors import first_line
 from silc_bench.later import pd
@@ -125,6 +126,8 @@ FIELDS = {
     "where": "",
     "note": "",
 }
+Score: TypeAlias = Any  # a row of the scores, whose fields are FIELDS
+make_score: Callable[..., Score] = namedtuple("Score", list(FIELDS))  # type: ignore[misc]
 MAX_IMAGE = 1 << 26  # bytes of a file that the page embeds
 WHOLE_NUMBERS = ["params", "image_size", "n", "limit", "version"]
 
@@ -569,34 +572,53 @@ def _reported(reported: pd.DataFrame, ranked: pd.DataFrame) -> Section:
     )
 
     # a table for each family of each source file: other metrics, other columns
-    family = reported.task.str.split("/").str[1]
+    by_table: dict[tuple[str, str], list[Score]] = {}
+    for score in _in_rows(reported):
+        by_table.setdefault((score.group, score.task.split("/")[1]), []).append(score)
+    measured: dict[tuple[str, str], list[Score]] = {}
+    for score in _in_rows(ranked) if by_table else ():
+        measured.setdefault((score.task, score.metric), []).append(score)
+
     tables = []
-    for (collection, name), part in reported.groupby(["group", family]):
-        columns = sorted(set(zip(part.task, part.metric, strict=True)))
+    for (collection, name), part in sorted(by_table.items()):
+        columns = sorted({(score.task, score.metric) for score in part})
         heads = [*_names("model"), Head("params")]
         heads += [Head(task.split("/")[0], (metric,)) for task, metric in columns]
         heads += _names("source", "note")
 
+        of_papers: dict[tuple[str, str], list[Score]] = {}
+        for score in part:
+            of_papers.setdefault((score.model, score.source), []).append(score)
+
         # of two questions of one task, or two setups of a model, the second has a second row
-        ours = ranked.merge(pd.DataFrame(columns, columns=["task", "metric"]))
-        second = ours.groupby(["model", "revision", "task", "metric"]).cumcount()
-        of_papers = part.groupby(["model", "source"], sort=False)
-        of_ours = ours.groupby(["model", "revision", second])
-        rows = [_row(scores, columns) for _, scores in (*of_papers, *of_ours)]
+        of_ours: dict[tuple[str, str, int], list[Score]] = {}
+        for column in columns:
+            times: Counter[tuple[str, str]] = Counter()
+            for score in measured.get(column, ()):
+                row = score.model, score.revision
+                of_ours.setdefault((*row, times[row]), []).append(score)
+                times[row] += 1
+        ours = [scores for _, scores in sorted(of_ours.items())]
+        rows = [_row(scores, columns) for scores in (*of_papers.values(), *ours)]
         tables.append(Table(f"published ({collection}): {name}", tuple(heads), tuple(rows)))
     return Section("Published numbers", note, tuple(tables), is_reference=True)
 
 
-def _row(scores: pd.DataFrame, columns: Sequence[tuple[str, str]]) -> tuple[Cell, ...]:
+def _in_rows(scores: pd.DataFrame) -> list[Score]:
+    """All of them at once: of a hundred small frames each would cost as much as all of it."""
+    return [make_score(*values) for values in scores.itertuples(index=False, name=None)]
+
+
+def _row(scores: Sequence[Score], columns: Sequence[tuple[str, str]]) -> tuple[Cell, ...]:
     """Of one publication or of one model measured here."""
-    first = scores.iloc[0]
-    by_column = {(score.task, score.metric): score for score in scores.itertuples()}
+    first = scores[0]
+    by_column = {(score.task, score.metric): score for score in scores}
     if first.kind == "ranked":
         model, ending = _model(first), (Cell("measured here"), Cell())
     else:
         # where in the publication, as a link to it
         url = first.source.removeprefix("reported(").removesuffix(")")
-        model, ending = Cell(first.model), (Cell(first["where"] or url, url=url), Cell(first.note))
+        model, ending = Cell(first.model), (Cell(first.where or url, url=url), Cell(first.note))
 
     cells = [model, Cell(_count(first.params))]
     for column in columns:
