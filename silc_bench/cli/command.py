@@ -39,9 +39,12 @@ class _Help:
             super().format_help(ctx, formatter)  # type: ignore[misc]
         if self.examples:
             lines = [f"  {line}" for line in self.examples]
-            text = "\n".join(["Example:" if len(lines) == 1 else "Examples:", *lines, ""])
-            # With rich the help above is printed by now, without it it stands in ``formatter``.
-            formatter.write(text)
+            text = "\n".join(["Examples:", *lines, ""])
+            # Without rich the help above stands in ``formatter``; with it, it is printed by now.
+            if command.rich_markup_mode is None:
+                formatter.write(f"\n{text}")
+            else:
+                print(text)
 
 
 class Command(_Help, TyperCommand):

@@ -26,7 +26,10 @@ from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
 from silc_bench.system.terminal import answering, one_line, print_json
 
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "HF_HOME")
+VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "HF_HOME"),
+    "SILC_BENCH_CONFIG",
+)
 MISSING = "not installed"
 BUILT_IN = "built in"
 WORDED = ("machine", "limits", "cache", "device")  # whose names are ours

@@ -33,7 +33,13 @@ def test_each_help_ends_with_two_or_three_examples(name):
     assert long.stdout == short.stdout
     examples = COMMANDS[name].examples
     assert 2 <= len(examples) <= 3
-    assert short.stdout.endswith("\n".join(["Examples:", *(f"  {e}" for e in examples), ""]))
+    end = "\n".join(["Examples:", *(f"  {example}" for example in examples)])
+    assert short.stdout.rstrip().endswith(end)
+
+
+@pytest.mark.parametrize("name", ["", "cache", "results", "data"])
+def test_a_group_alone_shows_its_help_with_examples(name):
+    assert COMMANDS[name].examples[0] in call(name).stdout
 
 
 @pytest.mark.parametrize(("name", "line"), EXAMPLES)
