@@ -159,7 +159,7 @@ def stats(
 @app.command(
     examples=(
         "silc-bench data pack photos shards",
-        "silc-bench data pack captions.jsonl shards --per-shard 1000",
+        "silc-bench data pack captions.jsonl shards --test 10% --per-shard 1000",
     )
 )
 @answering
@@ -172,10 +172,16 @@ def pack(
     ],
     out: Annotated[Path, typer.Argument(help="A new folder for the shards.")],
     per_shard: Annotated[int, typer.Option(min=1, help="Pairs a shard.")] = 10_000,
+    test: Annotated[
+        str,
+        typer.Option(help="Hold out a share (10%) or a number of images, in shards test-*.tar."),
+    ] = "",
 ) -> None:
     """Write webdataset shards of your own images.
 
-    Every image is decoded once, to see that it can be, and its bytes are kept.
+    Every image is decoded, to see that it can be, and its bytes are kept. What --test holds out is
+    decided by what the images show: equal images are on one side, and packing again, with more
+    images too, moves none to the other side.
     """
     from silc_bench.trainer.data import lists
 
@@ -183,10 +189,30 @@ def pack(
 
     from silc_bench.trainer.data.pack import pack as write
 
-    count, num_shards, damage = write(source, out, per_shard, progress=shows_progress())
-    print(f"wrote {count:,} pairs in {num_shards:,} shard{'' if num_shards == 1 else 's'} to {out}")
-    if damage.total:
-        print(one_line(f"left out: {damage.summary()}"))
+    packed = write(source, out, per_shard, test=test, progress=shows_progress())
+    uses = {"": "", "train-": " for training", "test-": " for testing"}
+    for begin, count in packed.pairs.items():
+        num_shards = packed.shards[begin]
+        shards = f"{num_shards:,} shard{'' if num_shards == 1 else 's'}"
+        print(one_line(f"wrote {count:,} pairs{uses[begin]} in {shards} to {out}"))
+    if packed.damage.total:
+        print(one_line(f"left out: {packed.damage.summary()}"))
+    if packed.num_near:
+        print(
+            one_line(
+                f"left out: {packed.num_near:,} for testing that are nearly equal to one for"
+                f" training (first: {packed.first_near})"
+            )
+        )
+    if test:
+        share = f"{100 * packed.share:.6g}%"
+        print(f"the same sides when you pack again, with more images too: --test {share}")
 
-    # Quoted, so that the line can be typed as it stands, in a folder with a space too.
-    print(f"next: silc-bench data stats {shlex.quote(f'{out}/*.tar')}")
+    # Quoted, so that the lines can be typed as they stand, in a folder with a space too.
+    begin = "train-" if test else ""
+    shards = shlex.quote(f"{out}/{begin}*.tar")
+    print(f"next: silc-bench data stats {shards}")
+    print(f"      silc-bench train --preset cifar_tiny --data {shards} --out runs/own")
+    if test:
+        tasks = shlex.quote(f"wds:{out}/test-*.tar")
+        print(f"      silc-bench eval --ckpt runs/own --tasks {tasks}")

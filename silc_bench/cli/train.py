@@ -215,6 +215,10 @@ def tasks_for(source: str) -> str:
     # remote shard cannot. Whatever was trained on, the generated scenes can be measured.
     if "|" in source or "://" in source:
         return "shapes"
+    # `data pack --test` has held out what the run has not seen.
+    path = Path(source)
+    if path.name.startswith("train-") and any(path.parent.glob("test-*.tar")):
+        return shlex.quote(f"wds:{path.with_name('test-*.tar')}")
     if source.lower().endswith(ENDINGS) and "*" not in source:
         return shlex.quote(f"captions:{source}")
     if source.endswith(".tar") and _have_captions_alone(source):

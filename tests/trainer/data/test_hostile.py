@@ -299,6 +299,6 @@ def test_an_image_that_becomes_a_folder_is_its_own_failure(folder):
 def test_packing_leaves_out_what_cannot_be_written(folder):
     put(folder, "0.png", "0.txt", "1.png")
     (folder / "1.json").write_text('{"caption": "x", "also": "\\ud800"}')
-    count, _, damage = pack(folder, folder.parent / "shards")
-    assert count == 1
-    assert damage.counts == {"sample that cannot be read (UnicodeEncodeError)": 1}
+    packed = pack(folder, folder.parent / "shards")
+    assert packed.pairs == {"": 1}
+    assert packed.damage.counts == {"sample that cannot be read (UnicodeEncodeError)": 1}
