@@ -320,12 +320,14 @@ def train(
     resume: bool = False,
     device: str = "auto",
     on_collapse: str = "warn",
+    force: bool = False,
 ) -> Path:
     """Train SILC, or a step of its ablation; as ``silc-bench train``.
 
     Args:
         preset: "shapes_tiny", "b16" ...
-        data: shards, a list, a folder or a mixture; None: what the preset brings.
+        data: shards, a list, a folder or a mixture; None: what the preset brings, or generated
+            scenes.
         out: folder of the run; runs/PRESET-OBJECTIVE if None.
         objective: "silc", "contrastive+views" or "contrastive"; also the controls.
         samples: images seen in the whole run.
@@ -335,12 +337,14 @@ def train(
         resume: whether the run in ``out`` is continued, bit for bit.
         device: "auto", "cpu" or "cuda".
         on_collapse: "warn" or "stop".
+        force: starts although a step seems not to fit into memory.
 
     Returns:
         The run's folder, which ``evaluate`` takes.
 
     Raises:
-        UserError: an unknown name or field, no data, a folder that holds another run.
+        UserError: an unknown name or field, a folder that holds another run, a step that does not
+            fit.
         RunError: the run failed; its checkpoints are saved.
     """
     from silc_bench.evaluation.features import choose_device
@@ -367,6 +371,7 @@ def train(
             device=chosen_device,
             console=console if rank() == 0 else Console(quiet=True),
             on_collapse=on_collapse,
+            force=force,
         )
     return run
 
