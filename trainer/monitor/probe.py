@@ -60,6 +60,10 @@ class Probe:
         self.errors: dict[str, float] = {}  # of what the last call found, where a task gives them
         self.teacher: dict[str, float] = {}  # {"teacher/DATASET/FAMILY": ...} of the last call
         self.diverged: Verdict | None = None  # why the last call could not score all
+        if root is not None and not root.is_dir():
+            problem = "is a file" if root.exists() else "no such folder"
+            fix = "name the folder that holds the datasets of probe.tasks"
+            raise UserError(problem, about=f"probe.data_root {root}", fix=fix)
         try:
             self._tasks: list[tuple[Task, Mapping[str, ImageDataset]]] = [
                 (task, task.load(root, config.limit)) for task in select(words_of(config.tasks))

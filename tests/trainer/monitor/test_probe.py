@@ -94,6 +94,13 @@ def test_a_task_whose_data_is_missing_is_refused_before_anything_is_read(tiny, t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_data_root_that_is_not_there_is_refused_whatever_is_measured(tiny, tmp_path):
+    probe = {"every": 2, "tasks": "shapes/knn", "data_root": str(tmp_path / "nowhere")}
+    with refused("probe.data_root"):
+        run_of(tiny(probe=probe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_student_that_cannot_be_measured_is_named_and_the_checkpoint_kept(
     tiny, tmp_path, monkeypatch, train, rows_in
 ):
