@@ -84,7 +84,7 @@ COMMANDS = (
         evaluate.evaluate_command,
         "--ckpt runs/b16 --tasks 'shapes/*'",
         "--ckpt open_clip:ViT-B-32/openai --tasks imagenet1k/zeroshot --data-root data",
-        "--ckpt runs/b16:teacher --tasks folder:photos,captions:captions.jsonl",
+        "--ckpt 'runs/*:teacher' --ckpt runs/b16@all --tasks folder:photos,captions:list.jsonl",
     ),
     (
         "leaderboard",
@@ -113,7 +113,13 @@ COMMANDS = (
         "runs/b16 cat.jpg --classes cat,grass --out cat.png",
         "--ckpt runs/contrastive --ckpt runs/b16 cat.jpg dog.jpg --classes cat,dog,grass",
     ),
-    ("report", train.report, "runs/b16", "runs/contrastive runs/b16 --out report.html"),
+    (
+        "report",
+        train.report,
+        "runs/b16",
+        "runs/contrastive runs/b16 --out report.html",
+        "runs/b16 --results results",
+    ),
     ("env", env.env, "", "--json"),
 )
 for _name, _command, *_lines in COMMANDS:

@@ -267,14 +267,18 @@ class Extractor:
                 advance(len(batch))
 
     def seconds_an_image(self, dataset: ImageDataset, count: int = 4) -> float:
-        """What the first ``count`` images take, decoded and encoded in this process, after one
-        that is not counted: the first pass of a network is slow.
+        """What the first ``count`` images take, decoded and encoded in this process.
+
+        One image more goes before them and is not counted: the first pass of a network is slow.
         """
-        pixels = [self.model.preprocess(dataset.image(0))]
-        self._encode(self.model.encode_image, torch.stack(pixels))
+        self._encode(self.model.encode_image, self.model.preprocess(dataset.image(0))[None])
         started = time.perf_counter()
         pixels = [self.model.preprocess(dataset.image(i)) for i in range(min(count, len(dataset)))]
-        self._encode(self.model.encode_image, torch.stack(pixels))
+
+        # a model that keeps the shape of images takes them one by one
+        is_batch = len({image.shape for image in pixels}) == 1
+        for batch in [torch.stack(pixels)] if is_batch else [image[None] for image in pixels]:
+            self._encode(self.model.encode_image, batch)
         return (time.perf_counter() - started) / len(pixels)
 
     def _entry(self, **what: Any) -> Entry | None:

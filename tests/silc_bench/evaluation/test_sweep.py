@@ -3,8 +3,9 @@
 import weakref
 
 import pytest
-from given import Means
+from given import Means, Noise, extractor
 from refusals import refused
+from torchvision.transforms.v2 import functional as tv
 
 from silc_bench.datasets.public.find import NotFoundError
 from silc_bench.errors import RunError, UserError
@@ -54,6 +55,14 @@ def test_one_model_is_in_memory_at_a_time(tmp_path, capsys):
     assert said[0].startswith("3 checkpoints, 40 images each: about ")
     assert [line.startswith("b failed") for line in said].count(True) == 1
     assert said[-1].startswith("2 of 3 checkpoints done, about ")
+
+
+def test_images_that_keep_their_shape_are_timed_too():
+    model = Means()
+    data = Noise([(8, 8), (16, 8), (8, 24)])
+    model.preprocess = lambda image: tv.pil_to_tensor(image).float()
+    assert extractor(model).seconds_an_image(data) > 0
+    assert model.batches == [1, 1, 1, 1], "the first is not counted"
 
 
 def test_what_is_known_is_counted(tmp_path):
