@@ -231,8 +231,11 @@ class DenseFeatures:
         std = torch.tensor(pipeline.std).view(3, 1, 1)
         resize = partial(view.resized, interpolation=pipeline.interpolation)
         resized = Prepared(resize, dataset)
-        asked = self.settings.num_workers
-        num_workers = processes_for(asked, dataset, len(indices), LARGE_IMAGE)
+        num_workers = self.settings.num_workers
+        if num_workers is None:
+            num_workers = processes_for(dataset, len(indices), LARGE_IMAGE)
+        if not indices:
+            num_workers = 0
 
         # images differ in size, so that the loader cannot stack them: one at a time
         for index, pixels in prepared(resized, indices, batch_size=None, num_workers=num_workers):
@@ -349,19 +352,12 @@ def prepared(
         ) from error
 
 
-def processes_for(asked: int | None, dataset: ImageDataset, num_images: int, num_bytes: int) -> int:
-    """How many processes decode images of ``dataset``: what is asked for, or what pays off here.
+def processes_for(dataset: ImageDataset, num_images: int, num_bytes: int) -> int:
+    """How many processes decode so many images of ``dataset``, where nobody says it.
 
     Args:
-        asked: ``EvalSettings.num_workers``.
         num_bytes: of what a process hands over at a time, in shared memory.
     """
-    # They cost seconds to start: none where the store held everything.
-    if not num_images:
-        return 0
-    if asked is not None:
-        return asked
-
     # What is drawn stays in the memory of the process that draws it. And another process is told
     # what to do by pickle unless it is a fork, which not every model's preprocessing allows.
     cores = num_cores() // num_local_ranks()

@@ -311,14 +311,16 @@ class Extractor:
         self, images: Prepared, encode: Encode, indices: Sequence[int]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(indices of a batch, its features) for the images ``indices``, in that order."""
-        size = self.settings.batch_size
-        pixels = 3 * self.model.image_size**2
-        asked = self.settings.num_workers
+        num_workers = self.settings.num_workers
+        if num_workers is None:
+            num_bytes = self.settings.batch_size * 3 * self.model.image_size**2 * 4
+            num_workers = processes_for(images.dataset, len(indices), num_bytes)
         batches = prepared(
             images,
             indices,
-            batch_size=size,
-            num_workers=processes_for(asked, images.dataset, len(indices), 4 * pixels * size),
+            batch_size=self.settings.batch_size,
+            # They cost seconds to start: none where the store held everything.
+            num_workers=num_workers if indices else 0,
             is_pinned=self.device.type == "cuda",
         )
 

@@ -67,8 +67,12 @@ def default_folder() -> Path:
 
 
 def shards_folder() -> Path:
-    """Beside the default folder: training's copies of remote shards, and indexes of all shards."""
-    return default_folder().parent / "shards"
+    """Training's copies of remote shards, and indexes of all shards.
+
+    Below a folder that the user chose, because a folder "shards" beside it may be the user's own.
+    """
+    folder = default_folder()
+    return (folder if os.environ.get("SILC_BENCH_CACHE") else folder.parent) / "shards"
 
 
 @dataclass(frozen=True)

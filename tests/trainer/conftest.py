@@ -105,7 +105,7 @@ def small_mirror(tmp_path, monkeypatch):
 
     from silc_bench.datasets.files import remote
 
-    monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache" / "features"))
+    monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr(remote, "CHUNK", 8192)
     monkeypatch.setattr(remote, "MIN_CHUNK", 1024)

@@ -13,7 +13,7 @@ from given import Means, Noise, extractor
 from refusals import refused
 
 from silc_bench.errors import DataError, RunError
-from silc_bench.evaluation import dense_features
+from silc_bench.evaluation import dense_features, features
 from silc_bench.evaluation.dense_features import processes_for
 from silc_bench.evaluation.features import choose_device, choose_precision
 
@@ -180,24 +180,21 @@ MB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("asked", "num_images", "drawn", "machine", "expected"),
+    ("num_images", "drawn", "machine", "expected"),
     [
-        (None, 10_000, False, {}, 4),
-        (None, 600, False, {}, 2),  # one for each 256
-        (None, 255, False, {}, 0),
-        (None, 10_000, True, {}, 0),  # what is drawn is drawn once, by this process
-        (None, 10_000, False, {"cores": 1}, 0),
-        (None, 10_000, False, {"ranks": 2}, 2),
-        (None, 10_000, False, {"shared": 64 * MB}, 2),  # a container's
-        (None, 10_000, False, {"shared": MB}, 0),
-        (None, 10_000, False, {"method": "spawn"}, 0),
-        (0, 10_000, False, {}, 0),
-        (7, 10, True, {"cores": 1, "shared": MB}, 7),  # the user knows better
-        (7, 0, False, {}, 0),  # the store held everything
+        (10_000, False, {}, 4),
+        (600, False, {}, 2),  # one for each 256
+        (255, False, {}, 0),
+        (10_000, True, {}, 0),  # what is drawn is drawn once, by this process
+        (10_000, False, {"cores": 1}, 0),
+        (10_000, False, {"ranks": 2}, 2),
+        (10_000, False, {"shared": 64 * MB}, 2),  # a container's
+        (10_000, False, {"shared": MB}, 0),
+        (10_000, False, {"method": "spawn"}, 0),
     ],
 )
 def test_as_many_processes_decode_as_pay_off_here(
-    monkeypatch, asked, num_images, drawn, machine, expected
+    monkeypatch, num_images, drawn, machine, expected
 ):
     here = {"cores": 4, "ranks": 1, "shared": 1000 * MB, "method": "fork", **machine}
     monkeypatch.setattr(dense_features, "num_cores", lambda: here["cores"])
@@ -206,4 +203,21 @@ def test_as_many_processes_decode_as_pay_off_here(
     context = SimpleNamespace(get_start_method=lambda: here["method"])
     monkeypatch.setattr(dense_features.multiprocessing, "get_context", lambda: context)
     data = SimpleNamespace(is_drawn=drawn)
-    assert processes_for(asked, data, num_images, 10 * MB) == expected
+    assert processes_for(data, num_images, 10 * MB) == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 5), (0, 0), (7, 7)])
+@pytest.mark.parametrize("ask", [ask_pooled, ask_dense])
+def test_what_the_user_says_counts(monkeypatch, ask, asked, expected):
+    counts = []
+
+    def prepared(images, indices, *, num_workers, **_):
+        counts.append(num_workers)
+        return as_it_is(images, indices, num_workers=0, **_)
+
+    as_it_is = dense_features.prepared
+    for module in (features, dense_features):
+        monkeypatch.setattr(module, "processes_for", lambda *_: 5)
+        monkeypatch.setattr(module, "prepared", prepared)
+    ask(extractor(Means(), num_workers=asked)({"test": DATA}))
+    assert counts == [expected]

@@ -17,7 +17,14 @@ from refusals import refused
 
 from silc_bench.errors import RunError
 from silc_bench.system import cache
-from silc_bench.system.cache import DESCRIPTION, Store, default_folder, prune, text_hash
+from silc_bench.system.cache import (
+    DESCRIPTION,
+    Store,
+    default_folder,
+    prune,
+    shards_folder,
+    text_hash,
+)
 
 DESCRIPTIONS = {"model": "m", "revision": "0" * 16, "precision": "fp32"}
 ROWS = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
@@ -157,9 +164,11 @@ def test_a_store_that_cannot_be_written_says_what_to_do(store, entry):
 def test_the_default_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("SILC_BENCH_CACHE", str(tmp_path / "here"))
     assert default_folder() == tmp_path / "here"
+    assert shards_folder() == tmp_path / "here" / "shards", "beside it may be the user's own"
     monkeypatch.delenv("SILC_BENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_folder() == tmp_path / "silc-bench" / "features"
+    assert shards_folder() == tmp_path / "silc-bench" / "shards"
 
 
 # --- through the extractor ------------------------------------------------------------------------
