@@ -144,7 +144,7 @@ class Stop:
                     if left >= LONG:
                         self._keep_before()
                 elif len(self.heard) == 2 and self._is_alone:
-                    say("stopping now, without this step", self._console)
+                    say("stopping now", self._console)
                     self._leave()
 
     def _keep_before(self) -> None:
