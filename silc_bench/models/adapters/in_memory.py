@@ -1,7 +1,7 @@
 """A module in memory as a model that can be measured: ``silc_bench.wrap``.
 
 Flow: ``wrap(module, preprocess, tokenizer, name="mine")`` -> how it takes images (``pipeline_of``)
--> its kind: a model of open_clip or of transformers is run as its checkpoints are, with patch
+-> its kind: a model of open_clip, transformers or timm is run as its checkpoints are, with patch
 features; any other module by its own ``encode_image`` and ``encode_text``.
 
 The revision is the hash of the weights, taken anew by ``refreshed`` before each evaluation: a model
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from silc_bench.errors import UserError, first_line
 from silc_bench.models.adapters.huggingface.text import PROBES
-from silc_bench.models.adapters.library import digest
+from silc_bench.models.adapters.library import digest, explained
 from silc_bench.models.preprocessing import INTERPOLATIONS, ImagePipeline
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.system.files import printable
@@ -41,7 +41,7 @@ NO_ENCODER = "give a module with encode_image(images) -> [B, D], or an object ar
 NO_STEPS = (
     "its preprocess is no chain of resize, centre crop and normalise, so no windows can be cut"
 )
-NO_PATCHES = "only modules of open_clip and transformers give patch features from memory"
+NO_PATCHES = "of modules in memory only those of open_clip, transformers and timm give them"
 NO_TOKENIZER = "no tokenizer was given: wrap(model, preprocess, tokenizer)"
 CALL_IT = (
     "give a function: lambda texts: tokenizer(texts, padding='max_length', max_length=64,"
@@ -116,8 +116,9 @@ def wrap(
     """A module in memory -> a model that ``evaluate`` measures.
 
     Args:
-        model: of open_clip, of transformers (clip, siglip, siglip2, altclip, chinese_clip), or any
-            module with ``encode_image(images [B, 3, S, S]) -> [B, D]`` and, to read text,
+        model: of open_clip, of transformers (clip, siglip, siglip2, altclip, chinese_clip), of timm
+            (images alone, without its classifier), or any module with
+            ``encode_image(images [B, 3, S, S]) -> [B, D]`` and, to read text,
             ``encode_text(tokens [B, L]) -> [B, D]``. Its weights are fp32; they are not copied.
         preprocess: an image -> [3, S, S] fp32, for example the one that open_clip or timm made with
             the model; or a processor of transformers.
@@ -149,6 +150,8 @@ def wrap(
         is_tokenized = tokenizer is None or _is_of(tokenizer, "open_clip")
         if is_open_clip and is_tokenized and isinstance(pipeline, ImagePipeline):
             build = partial(_of_open_clip, module, pipeline, tokenizer, name, about)
+        elif _is_of(module, "timm") and isinstance(pipeline, ImagePipeline):
+            build = partial(_of_timm, module, pipeline, name, about)
         else:
             build = partial(_Plain, module, pipeline, tokenizer, name, about)
 
@@ -184,6 +187,14 @@ def _of_open_clip(
     tower.feature_points = {"pooled": width, **tower.feature_points}
     tower.lacking = {**tower.lacking, "text": NO_TOKENIZER}
     return DenseLoadedModel(name, module, tower, pipeline, parts_of(module), settings)
+
+
+def _of_timm(module: Any, pipeline: ImagePipeline, name: str, about: str) -> Any:
+    from silc_bench.models.adapters.timm import of_network
+
+    # what timm's towers refuse, a size for example, each says in its own way
+    with _evaluating(module), explained("it cannot be run", about=about, fix=NO_ENCODER):
+        return of_network(name, module, pipeline)
 
 
 def _of_transformers(module: Any, processor: Any, tokenizer: Any, name: str, about: str) -> Any:

@@ -136,7 +136,8 @@ def load(rest: str) -> TimmModel:
         parts = (config["architecture"], config.get("tag"))
         label = f"timm:{'.'.join(filter(None, parts))}"
 
-    return _adapt(timm, label, network.eval().requires_grad_(False))
+    pipeline = _pipeline(label, timm.data.resolve_model_data_config(network))
+    return of_network(label, network.eval().requires_grad_(False), pipeline)
 
 
 def _check_name(timm: ModuleType, name: str) -> None:
@@ -268,10 +269,12 @@ def _without_classifier(weights: dict[str, Tensor], network: Network) -> dict[st
     return {key: value for key, value in weights.items() if key not in left_out}
 
 
-def _adapt(timm: ModuleType, label: str, network: Network) -> TimmModel:
-    """The model around a filled network: dense where its features have positions."""
+def of_network(label: str, network: Network, pipeline: ImagePipeline) -> TimmModel:
+    """The model around a filled network: dense where its features have positions.
+
+    ``pipeline``: to a size that the network takes.
+    """
     config = _config(network)
-    pipeline = _pipeline(label, timm.data.resolve_model_data_config(network))
     side = pipeline.size
 
     # the architecture's name fixes activation, heads and norms; a tag may change these two
@@ -283,7 +286,8 @@ def _adapt(timm: ModuleType, label: str, network: Network) -> TimmModel:
 
     # one empty image shows what the network gives, whatever its family calls it
     with torch.no_grad():
-        features = network.forward_features(torch.zeros(1, 3, side, side))
+        device = next(network.parameters()).device
+        features = network.forward_features(torch.zeros(1, 3, side, side, device=device))
         embed_dim = network.forward_head(features, pre_logits=True).shape[-1]
 
     is_map = isinstance(features, Tensor) and features.dim() == 4

@@ -5,7 +5,7 @@ import copy
 import hf_folders
 import pytest
 import torch
-from PIL import Image
+from given import Noise
 from refusals import refused
 from torch import nn
 from torch.testing import assert_close
@@ -67,7 +67,8 @@ def open_clip():
 
 
 def images():
-    return [Image.effect_noise(size, 90).convert("RGB") for size in ((50, 41), (33, 64))]
+    noise = Noise([(50, 41), (33, 64)])
+    return [noise.image(index) for index in range(2)]
 
 
 # ---- modules of libraries ----
@@ -110,6 +111,26 @@ def test_a_model_of_transformers_is_what_its_folder_is(kind, tmp_path):
     assert isinstance(wrapped, DenseModel) == isinstance(loaded, DenseModel)
     with refused(about="wrap"):
         wrap(module, processor)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_a_model_of_timm_is_what_its_file_is(name, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    module = timm.create_model(name, num_classes=0)
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    loaded = load_model(f"timm:{name}/{tmp_path}/weights.pt")
+    config = timm.data.resolve_model_data_config(module)
+    wrapped = wrap(module, timm.data.create_transform(**config, is_training=False), name="own")
+    assert wrapped.revision == loaded.revision, "the same weights"
+    assert (wrapped.feature_points, wrapped.lacking) == (loaded.feature_points, loaded.lacking)
+    assert wrapped.dense_methods == loaded.dense_methods
+    pixels = torch.stack([loaded.preprocess(image) for image in images()])
+    assert torch.equal(wrapped.preprocess(images()[0]), loaded.preprocess(images()[0]))
+    with torch.inference_mode():
+        assert_close(wrapped.encode_image(pixels), loaded.encode_image(pixels))
+    with refused(about="wrap", is_kept=False):
+        wrap(module, lambda image: wrapped.preprocess(image.rotate(9)))
 
 
 @pytest.mark.parametrize("given", ["no tokenizer", "other steps"])
