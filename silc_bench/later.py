@@ -15,16 +15,18 @@ __all__ = ["np", "pd", "sparse"]
 class Later:
     """The module of this name; its first attribute that is asked for imports it.
 
-    What was asked for once is kept: an evaluation asks 300,000 times.
+    The module is kept, because an evaluation asks 300,000 times. Its attributes are not: who puts
+    another one in its place is heard.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        value = getattr(importlib.import_module(self._name), attribute)
-        setattr(self, attribute, value)
-        return value
+        if attribute == "_module":
+            self._module = importlib.import_module(self._name)
+            return self._module
+        return getattr(self._module, attribute)
 
 
 if TYPE_CHECKING:
