@@ -38,7 +38,7 @@ from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, Layout, Logits, View
 from silc_bench.system.cache import Entry
 from silc_bench.system.limits import num_cores, shared_memory
-from silc_bench.system.processes import num_local_ranks
+from silc_bench.system.processes import begun, is_of_dead_reader, num_local_ranks
 from silc_bench.system.terminal import progress_bar
 
 MEMORY = 1 << 30  # bytes of grids kept in memory where there is no store
@@ -337,12 +337,12 @@ def prepared(
         collate_fn=None if batch_size is None else _batch_of,
     )
     try:
-        for answer in loader:
+        for answer in begun(loader):
             if isinstance(answer, ExplainedError):
                 raise answer
             yield answer
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if not is_of_dead_reader(error):
             raise
         raise RunError(
             f"a process that reads images was killed ({first_line(error)}), mostly for want of"

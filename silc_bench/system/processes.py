@@ -4,16 +4,20 @@ Flow: ``with joined(device): ...`` around the whole command; inside, ``rank()`` 
 say who we are, and ``summed``, ``of_all``, ``any_of``, ``of_first`` and ``concatenated`` let all
 ranks know the same. With one process each of them answers at once and nothing is started.
 
+``begun`` starts the processes that read for one of them, and ``is_of_dead_reader`` tells their
+death from our own mistakes.
+
     torchrun --nproc-per-node 2 -m silc_bench train --preset b16 ...
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.later import Later
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
     from torch import Tensor
+    from torch.utils.data import DataLoader
 else:
     torch, dist = Later("torch"), Later("torch.distributed")
 
@@ -188,3 +193,33 @@ def concatenated(values: list[T]) -> list[T]:
 def meet() -> None:
     """Wait until every rank is here."""
     any_of(False)
+
+
+# ---- processes that read data ----
+
+
+def begun(loader: DataLoader) -> Iterator[Any]:
+    """``iter(loader)``, whose dead processes are seen where data is waited for.
+
+    The handler that torch sets would raise their death out of whatever the main thread does then: a
+    step, a checkpoint, a record. Without it torch looks after them every five seconds of waiting.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    answers = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not handler:
+        signal.signal(signal.SIGCHLD, handler)
+    return answers
+
+
+def is_of_dead_reader(error: BaseException) -> bool:
+    """Whether waiting for data failed because a process that reads it was killed."""
+    # EOFError and ConnectionError come where torch has not yet seen that a process is dead.
+    if not isinstance(error, RuntimeError | EOFError | ConnectionError):
+        return False
+
+    # "Caught ..." begins what torch sends from a process that lives, and a RuntimeError that names
+    # no dead process is not about one: both are mistakes in our own code.
+    message = str(error)
+    is_sent = message.startswith("Caught ")
+    names_one = "DataLoader worker (pid" in message
+    return not is_sent and (names_one or not isinstance(error, RuntimeError))

@@ -47,7 +47,7 @@ from torch.utils.data import DataLoader, Dataset
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError, RunError, UserError, first_line
 from silc_bench.system.limits import num_cores
-from silc_bench.system.processes import concatenated
+from silc_bench.system.processes import begun, concatenated, is_of_dead_reader
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     ChangedError,
@@ -330,17 +330,9 @@ class ReadAhead:
         assert self._answers is not None
         try:
             return next(answer for answer in self._answers if answer is not None)
-
-        # EOFError and ConnectionError come where torch has not yet seen that a worker is dead.
         except (RuntimeError, EOFError, ConnectionError) as error:
-            # "Caught ..." begins what torch sends from a worker that lives, and a RuntimeError
-            # that names no dead worker is not about one: both are mistakes in our own code.
-            message = str(error)
-            is_sent = message.startswith("Caught ")
-            names_no_worker = "DataLoader worker (pid" not in message
-            if is_sent or (isinstance(error, RuntimeError) and names_no_worker):
+            if not is_of_dead_reader(error):
                 raise
-
             problem = (
                 f"a process that reads data was killed ({first_line(error)}),"
                 " mostly for want of memory"
@@ -436,11 +428,10 @@ def _in_workers(
         fix = "set the variable TMPDIR to a shorter folder, as in TMPDIR=/tmp"
         raise UserError(problem, about="data.num_workers", fix=fix)
 
-    handler = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
         # ``crowding`` says it in a sentence, once.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        answers = iter(
+        return begun(
             DataLoader(
                 loader,
                 batch_size=None,
@@ -452,12 +443,6 @@ def _in_workers(
                 generator=torch.Generator(),
             )
         )
-
-    # The handler that torch sets would raise the death of a worker out of whatever the main thread
-    # does then: a step, or a checkpoint. ``_next`` reports it where the data is waited for.
-    if signal.getsignal(signal.SIGCHLD) is not handler:
-        signal.signal(signal.SIGCHLD, handler)
-    return answers
 
 
 def _pieces(queue: deque[Sequence[int]]) -> Iterator[Sequence[int]]:

@@ -1,5 +1,8 @@
 """What a process says before it joins others; for groups see tests/trainer/test_distributed.py."""
 
+import os
+import signal
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -7,7 +10,7 @@ from refusals import refused
 
 from silc_bench.errors import UserError
 from silc_bench.system import processes as ranks
-from silc_bench.system.processes import joined
+from silc_bench.system.processes import begun, is_of_dead_reader, joined
 
 GPU = torch.device("cuda")
 
@@ -86,3 +89,28 @@ def test_the_first_rank_to_fail_says_why_and_where_the_store_is_gone_every_rank(
     assert str(caught.value) == (
         "1" if raised is SystemExit else "rank 1 of 3: runs/a: no such run; train it"
     )
+
+
+class Dying(torch.utils.data.Dataset):
+    """Whoever reads the second sample is killed."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.timing
+def test_a_reader_that_dies_disturbs_nothing_but_who_waits_for_its_data():
+    before = signal.getsignal(signal.SIGCHLD)
+    loader = torch.utils.data.DataLoader(Dying(), batch_size=None, num_workers=1, timeout=1)
+    answers = begun(loader)
+    assert signal.getsignal(signal.SIGCHLD) is before
+    (reader,) = answers._workers
+    reader.join()  # the main thread is here while the signal comes
+    with pytest.raises((RuntimeError, EOFError, ConnectionError)) as caught:
+        list(answers)
+    assert is_of_dead_reader(caught.value)
