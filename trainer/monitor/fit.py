@@ -393,13 +393,18 @@ def estimate_as_dict(config: Config, device: torch.device, devices: int) -> dict
 def duration(hours: float) -> str:
     """In the unit that people count it in."""
     if hours < 1 / 60:
-        return f"{3600 * hours:.0f} seconds"
+        return _counted(3600 * hours, "second")
     if hours < 1:
-        return f"{60 * hours:.0f} minutes"
+        return _counted(60 * hours, "minute")
     if hours < 48:
         return f"{hours:,.1f} hours"
     days = hours / 24
-    return f"{days:,.0f} days" if days < 1000 else f"{days / 365:,.0f} years"
+    return _counted(days, "day") if days < 1000 else _counted(days / 365, "year")
+
+
+def _counted(number: float, unit: str) -> str:
+    whole = max(1, round(number))
+    return f"{whole:,} {unit}{'' if whole == 1 else 's'}"
 
 
 def size_text(num_bytes: int) -> str:

@@ -140,6 +140,7 @@ def test_a_run_of_more_than_a_day_is_told_of_first(tiny, monkeypatch, days, is_s
 @pytest.mark.parametrize(
     ("hours", "words"),
     [
+        (0.0001, "1 second"),
         (0.01, "36 seconds"),
         (0.5, "30 minutes"),
         (47.94, "47.9 hours"),
