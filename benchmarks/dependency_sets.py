@@ -131,7 +131,7 @@ def ends_of_tests(report: Path) -> tuple[int, int, tuple[str, ...]]:
     for case in ElementTree.parse(report).iter("testcase"):
         ends = {child.tag for child in case}
         if ends & {"failure", "error"}:
-            failed.append(f"{case.get('classname')}::{case.get('name')}")
+            failed.append(f"{case.get('classname')}::{case.get('name')}"[:120])
         elif "skipped" in ends:
             skipped += 1
         else:

@@ -180,7 +180,7 @@ def _scene(seed: int, position: int) -> shapes.Scene:
 def _caption(seed: int, position: int) -> str:
     captions = shapes_captions.captions(_scene(seed, position))
     word = random_words(seed, ORDER, position, 1)[0]
-    return captions[int(word % len(captions))]
+    return captions[int(word) % len(captions)]
 
 
 # ---- samples in epochs ----
@@ -339,7 +339,7 @@ def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -
     if len(captions) == 1:
         return captions[0]
     word = random_words(seed, CAPTION, epoch, 1, inner=index)[0]
-    return captions[int(word % len(captions))]
+    return captions[int(word) % len(captions)]
 
 
 # ---- from bytes to a pair ----

@@ -173,7 +173,7 @@ def test_an_enormous_array_is_not_unpacked(path, tmp_path, monkeypatch):
     arrays = {"acc1": np.zeros(1 << 16, np.uint8)}
     path.write_bytes(archives.pack(outcomes.SCHEMA_VERSION, {}, arrays, is_compressed=True))
     assert path.stat().st_size < 2000
-    assert "claims 65," in is_refused(RECORD, tmp_path, is_kept=True)
+    assert "claims 65," in is_refused(RECORD, tmp_path)
 
 
 def test_outcomes_of_another_record_are_refused(path, tmp_path):
@@ -183,4 +183,4 @@ def test_outcomes_of_another_record_are_refused(path, tmp_path):
     changed = record_of("a", HITS.mean() + 1 / N, n=N)
     assert weights.key == changed.key == RECORD.key
     for wrong in (other, weights, changed):
-        is_refused(wrong, tmp_path, is_kept=True)
+        is_refused(wrong, tmp_path)

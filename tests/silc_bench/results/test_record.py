@@ -146,7 +146,7 @@ def test_what_passes_and_what_jsonschema_passes_are_the_same(data):
 
 
 def test_deep_nesting_is_refused(plain):
-    for _ in range(2000):
+    for _ in range(50_000):  # Python 3.13 can write 2,000
         plain["details"] = {"a": plain["details"]}
     with refused("details", kind=DataError, is_kept=False):
         validate(plain)
@@ -237,7 +237,7 @@ def test_a_training_that_says_something_else_is_refused(plain, change):
 
 def test_what_is_another_measurement_is_not_found(saved, tmp_path):
     assert find(tmp_path, *HERE, "0" * 8) is None
-    with refused(saved):
+    with refused(saved, is_kept=False):  # the key in its name holds versions of libraries
         find(tmp_path, MODEL, "01234567" + "f" * 8, TASK, RECORD.key)
 
 
@@ -264,7 +264,7 @@ def test_what_is_no_file_is_refused_where_a_record_is_looked_for(saved, tmp_path
 def test_a_copied_record_is_refused(saved, tmp_path):
     copy = saved.with_name("copy.json")
     copy.write_text(saved.read_text())
-    with refused(copy, kind=DataError):
+    with refused(copy, kind=DataError, is_kept=False):
         read_file(copy, tmp_path)
 
 

@@ -39,6 +39,7 @@ def boards(draw):
     80,
 )
 @example(([" \U00018cd6\U00018d09"], [("a" * 170, ["0.0 ±0.0"])]), 40)
+@settings(deadline=None)
 def test_every_table_fits_and_holds_every_value(board, width):
     heads, rows = board
     shorts = short_names([visible(name) for name, _ in rows], width // 2)

@@ -269,7 +269,7 @@ def test_a_folder_in_the_place_of_the_page_is_named(tmp_path):
         b'{"step": 2, "loss": [1]}',
         b'{"step": 2, "loss": true}',
         b'{"step": -1}',
-        b'{"step": 2, "loss": 1' + 400 * b"0" + b"}",
+        pytest.param(b'{"step": 2, "loss": 1' + 400 * b"0" + b"}", id="line8"),
     ],
 )
 def test_a_line_that_is_no_row_is_named(tmp_path, line):
