@@ -33,8 +33,9 @@ from silc_bench.reports import leaderboard
 from silc_bench.reports.comparison.compare import Result, compare
 from silc_bench.reports.comparison.pairing import ALPHA
 from silc_bench.results.record import Record
+from silc_bench.show.asked import METHOD
 from silc_bench.show.colors import class_colors
-from silc_bench.show.look import METHOD, component_maps, cosine_maps
+from silc_bench.show.look import component_maps, cosine_maps
 from silc_bench.show.sheet import CELL, Panel, figure
 from silc_bench.system.files import write_text_atomic
 from silc_bench.system.limits import keep_freed_memory

@@ -73,10 +73,11 @@ def show(
     # What needs no tensor is refused at once, before torch is imported.
     from silc_bench.evaluation.settings import check_device, check_precision
     from silc_bench.models.load import check_spec, load_model
-    from silc_bench.show.asked import read_classes, read_images
+    from silc_bench.show.asked import choose_rule, read_classes, read_images
 
     check_device(device)
     check_precision(precision)
+    rule = choose_rule(protocol, dense_method)
     class_names = read_classes(classes)
     shown = read_images(images)
     # --results draws into a folder; names are looked up in it, or where records usually are.
@@ -87,7 +88,6 @@ def show(
 
     from silc_bench.show import look
 
-    rule = look.choose_rule(protocol, dense_method)
     looks = []
     for spec, measured in zip(specs, all_measured, strict=True):
         model = load_model(measured.source if measured else spec, arch)

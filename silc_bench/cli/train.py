@@ -114,6 +114,12 @@ def train(
 
     check_device(device)
     check_on_collapse(on_collapse)
+    if devices is not None and not dry_run:
+        raise UserError(
+            "belongs to --dry-run",
+            about="--devices",
+            fix="torchrun --nproc-per-node N -m silc_bench train starts a run on N devices",
+        )
     if config.init and not resume:
         check_init(config.init)
     if not dry_run:
@@ -140,13 +146,6 @@ def train(
         else:
             show_estimate(config, choose_device(device), num_devices, console)
         return
-    if devices is not None:
-        raise UserError(
-            "belongs to --dry-run",
-            about="--devices",
-            fix="torchrun --nproc-per-node N -m silc_bench train starts a run on N devices",
-        )
-
     from silc_bench.system.limits import keep_freed_memory
     from silc_bench.trainer.loop import run_training
 

@@ -51,6 +51,7 @@ from typing import TYPE_CHECKING, Any
 
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.evaluation.prompts import Prompts, prompts_of
+from silc_bench.models.interface import JOINT
 from silc_bench.models.windows import View
 from silc_bench.results.question import MODELS_OWN
 
@@ -158,8 +159,6 @@ def choose(
         chosen = replace(chosen, name=f"{name}+{prompts.name}", prompts=prompts)
 
     if dense_method is not None:
-        from silc_bench.models.patch_features import JOINT
-
         # "tokens:1" is left out: it is what the probes read anyway, under a second name
         is_joint = dense_method in JOINT
         if not is_joint and not re.fullmatch(r"tokens:([2-9]|[1-9]\d+)", dense_method):

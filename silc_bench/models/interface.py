@@ -29,6 +29,20 @@ FEATURE_POINTS = {
     "mean_patch": "the mean over patches of the tokens that leave the tower",
 }
 
+# Ways to read features from the patches of a tower (silc_bench.models.patch_features).
+METHODS = {
+    "tokens": "patch tokens as they leave the tower; "
+    "tokens:N, those of the last N blocks side by side",
+    "plain": "patch tokens through the final norm and projection, as the class token goes",
+    "maskclip": "each patch alone: the value path of the last attention before the embedding",
+    "sclip": "patches attend to like queries and like keys",
+    "naclip": "patches attend to like keys nearby",
+    "clearclip": "patches attend to like queries; what attention adds, alone",
+}
+
+# Methods whose features lie in the space shared with text.
+JOINT = tuple(method for method in METHODS if method != "tokens")
+
 
 @dataclass(frozen=True)
 class Training:

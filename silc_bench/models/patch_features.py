@@ -41,19 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError
-
-METHODS = {
-    "tokens": "patch tokens as they leave the tower; "
-    "tokens:N, those of the last N blocks side by side",
-    "plain": "patch tokens through the final norm and projection, as the class token goes",
-    "maskclip": "each patch alone: the value path of the last attention before the embedding",
-    "sclip": "patches attend to like queries and like keys",
-    "naclip": "patches attend to like keys nearby",
-    "clearclip": "patches attend to like queries; what attention adds, alone",
-}
-
-# Methods whose features lie in the space shared with text.
-JOINT = tuple(method for method in METHODS if method != "tokens")
+from silc_bench.models.interface import JOINT
 
 # Methods that replace the attention of the last block, whatever pools it; of these, the ones
 # without residual and FFN.

@@ -1,4 +1,4 @@
-"""What the user wants shown: images and class names, checked before torch is loaded.
+"""What the user wants shown: images, class names and a protocol, checked before torch is loaded.
 
 Shapes: H x W pixels of a panel.
 """
@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
 from silc_bench.datasets.files.images import DamagedImageError, decode_image
 from silc_bench.datasets.image_set import ImageFiles, ImageSplit, image_file
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, unknown_name
+from silc_bench.evaluation.prompts import prompts_of
+from silc_bench.evaluation.protocols import Rule, protocol_names, rule_of
 from silc_bench.later import np
+from silc_bench.models.interface import JOINT
 from silc_bench.show.colors import PALETTE
 from silc_bench.show.sheet import panel_size
+
+METHOD = "maskclip"
+NATIVE = Rule("native", method=METHOD, prompts=prompts_of("single"))
 
 
 @dataclass(frozen=True)
@@ -88,3 +94,24 @@ def read_classes(option: str | None) -> list[str]:
             fix = "write different names with one comma between, as in cat,grass"
             raise UserError(problem, about="--classes", fix=fix)
     return names
+
+
+def choose_rule(protocol: str, method: str | None) -> Rule:
+    """View, method and prompts of a protocol of zero-shot segmentation.
+
+    "native" is the model's own view, with "a photo of a {c}.".
+
+    Args:
+        method: instead of the protocol's.
+
+    Raises:
+        UserError: an unknown method or protocol.
+    """
+    protocols = ("native", *protocol_names())
+    if method is not None and method not in JOINT:
+        raise unknown_name("dense method", method, JOINT, "--dense-method")
+    if protocol not in protocols:
+        raise unknown_name("protocol", protocol, protocols, "--protocol")
+
+    rule = NATIVE if protocol == "native" else rule_of(protocol, "images")
+    return replace(rule, method=method or rule.method)

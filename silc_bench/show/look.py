@@ -15,28 +15,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.errors import UserError
 from silc_bench.evaluation.dense_features import cosines_with, native_view
 from silc_bench.evaluation.features import Extractor
-from silc_bench.evaluation.prompts import class_embeddings, prompts_of
-from silc_bench.evaluation.protocols import Rule, protocol_names, rule_of
+from silc_bench.evaluation.prompts import class_embeddings
+from silc_bench.evaluation.protocols import Rule
 from silc_bench.evaluation.settings import EvalSettings
-from silc_bench.models.interface import DenseModel, ImageModel, lacking_of
-from silc_bench.models.patch_features import JOINT, check_methods
+from silc_bench.models.interface import JOINT, DenseModel, ImageModel, lacking_of
+from silc_bench.models.patch_features import check_methods
 from silc_bench.models.windows import MAX_WINDOWS, DenseImage, View, pixel_logits
-from silc_bench.show.asked import Shown
+from silc_bench.show.asked import NATIVE, Shown
 from silc_bench.show.colors import PALETTE, heat_colors, numbered, pca_colors
 from silc_bench.show.sheet import Panel, drawable, figure
 
-METHOD = "maskclip"
 COLUMNS = 7  # panels beside the image, of all models together, where each then has two at least
-NATIVE = Rule("native", method=METHOD, prompts=prompts_of("single"))
 
 
 @dataclass(frozen=True)
@@ -59,27 +57,6 @@ def replaced(class_names: Sequence[str]) -> list[str]:
         for number, name in enumerate(class_names, 1)
         if drawable(name) != name
     ]
-
-
-def choose_rule(protocol: str, method: str | None) -> Rule:
-    """View, method and prompts of a protocol of zero-shot segmentation.
-
-    "native" is the model's own view, with "a photo of a {c}.".
-
-    Args:
-        method: instead of the protocol's.
-
-    Raises:
-        UserError: an unknown method or protocol.
-    """
-    protocols = ("native", *protocol_names())
-    if method is not None and method not in JOINT:
-        raise unknown_name("dense method", method, JOINT, "--dense-method")
-    if protocol not in protocols:
-        raise unknown_name("protocol", protocol, protocols, "--protocol")
-
-    rule = NATIVE if protocol == "native" else rule_of(protocol, "images")
-    return replace(rule, method=method or rule.method)
 
 
 def look(

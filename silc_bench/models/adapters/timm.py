@@ -34,7 +34,8 @@ from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.adapters.blocks import inputs_of, is_known_course, places_of
 from silc_bench.models.adapters.library import explained, library, seeded
 from silc_bench.models.adapters.loaded import DenseLoadedModel, LoadedModel
-from silc_bench.models.patch_features import JOINT, methods_of, num_layers
+from silc_bench.models.interface import JOINT
+from silc_bench.models.patch_features import methods_of, num_layers
 from silc_bench.models.preprocessing import INTERPOLATIONS, ImagePipeline
 
 # a torch module with timm's forward_features and forward_head, which its base class does not

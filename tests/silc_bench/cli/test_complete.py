@@ -12,8 +12,7 @@ from silc_bench.cli import complete, export
 from silc_bench.errors import UserError
 from silc_bench.evaluation import protocols
 from silc_bench.evaluation.settings import EXISTING
-from silc_bench.models.interface import FEATURE_POINTS
-from silc_bench.models.patch_features import JOINT
+from silc_bench.models.interface import FEATURE_POINTS, JOINT
 from silc_bench.reports import leaderboard
 from silc_bench.reports.comparison import report
 from silc_bench.reports.view import GROUPED_BY, SORTED_BY

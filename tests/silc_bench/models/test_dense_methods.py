@@ -12,7 +12,8 @@ from refusals import refused
 from torch import nn
 
 from silc_bench.models.adapters.blocks import block_of
-from silc_bench.models.patch_features import JOINT, check_methods, dense, methods_of, value_path
+from silc_bench.models.interface import JOINT
+from silc_bench.models.patch_features import check_methods, dense, methods_of, value_path
 from silc_bench.trainer.checkpoints.model import NativeTower
 from silc_bench.trainer.config.config import VisionConfig
 from silc_bench.trainer.silc.towers import VisionTower

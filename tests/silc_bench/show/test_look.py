@@ -14,7 +14,7 @@ from silc_bench.cli.show import show as command
 from silc_bench.models.preprocessing import ImagePipeline
 from silc_bench.models.windows import DenseImage, View
 from silc_bench.show import look as show
-from silc_bench.show.asked import read_images
+from silc_bench.show.asked import choose_rule, read_images
 from silc_bench.show.colors import HEAT, INK, PALETTE
 from silc_bench.show.sheet import CELL, GAP, GROUP_GAP, MARGIN
 
@@ -72,6 +72,7 @@ MODELS = {
 def _models(monkeypatch):
     monkeypatch.setattr("silc_bench.models.load.check_spec", lambda spec, arch: None)
     monkeypatch.setattr("silc_bench.models.load.load_model", lambda spec, arch: MODELS[spec]())
+    monkeypatch.setattr("silc_bench.cli.show.shared", lambda ctx, name: None)
     monkeypatch.setattr("silc_bench.cli.show._measured", lambda spec, results: None)
 
 
@@ -160,13 +161,13 @@ def test_names_titles_ranges_and_the_way_it_was_made_are_written(run, drawn):
 
 def test_a_protocol_brings_its_windows_prompts_and_method(flag):
     model = Eyes(dense_methods=("tokens", "sclip"))
-    rule = show.choose_rule("sclip", None)
+    rule = choose_rule("sclip", None)
     look = show.look(model, read_images([flag]), ["red", "green"], rule=rule)
     assert (look.view.size, look.view.window, look.view.stride) == (336, 224, 112)
     assert {methods for _, methods in model.asked} == {("sclip", "tokens")}
     assert len(set(model.texts)) == 2 * 80
     assert (look.cosines[0].argmax(axis=-1)[:, [9, -9]] == [0, 1]).all()
-    assert show.choose_rule("tcl", "naclip").method == "naclip"
+    assert choose_rule("tcl", "naclip").method == "naclip"
 
 
 def test_one_forward_pass_serves_classes_and_components_of_all_images(flag):
@@ -296,7 +297,7 @@ MISTAKES = {
 
 def call(images=("flag.png",), model="eyes", classes="red", out="x.png", **options):
     """The command, whose errors are caught and printed elsewhere."""
-    command.__wrapped__([model, *images], classes=classes, out=Path(out), **options)
+    command.__wrapped__(None, [model, *images], classes=classes, out=Path(out), **options)
 
 
 @pytest.fixture

@@ -20,9 +20,8 @@ from PIL import Image
 from refusals import refused
 
 from silc_bench.models.adapters import timm as adapter
-from silc_bench.models.interface import DenseModel, ImageTextModel
+from silc_bench.models.interface import JOINT, DenseModel, ImageTextModel
 from silc_bench.models.load import load_model
-from silc_bench.models.patch_features import JOINT
 
 timm = pytest.importorskip("timm")
 

@@ -24,9 +24,8 @@ from images_and_runs import (
 )
 from refusals import refused
 
-from silc_bench.models.interface import DenseModel, ImageTextModel
+from silc_bench.models.interface import METHODS, DenseModel, ImageTextModel
 from silc_bench.models.load import load_model
-from silc_bench.models.patch_features import METHODS
 
 open_clip = pytest.importorskip("open_clip")
 
