@@ -33,4 +33,6 @@ def recipe_of(config: Config) -> str:
         for name, value in flatten(config).items()
         if name.partition(".")[0] not in NO_RECIPE and name != "data.source"
     }
+    # `--seed` sets this one too. 0, which records of the first seed hold, and not left out.
+    fields["data.seed"] = config.data.seed - config.seed
     return hash_of({name: str(value) for name, value in fields.items()})

@@ -23,8 +23,9 @@ from silc_bench.trainer.config.config import (
     to_dict,
     validate,
 )
+from silc_bench.trainer.config.identity import recipe_of
 from silc_bench.trainer.config.overrides import apply_sets
-from silc_bench.trainer.config.presets import PRESETS
+from silc_bench.trainer.config.presets import PRESETS, configure
 
 TOWER = {"width": 128, "depth": 4, "num_heads": 4, "mlp_dim": 512}
 BASE = Config(
@@ -305,3 +306,11 @@ def test_a_whole_number_is_a_float_in_json():
     data = to_dict(BASE)
     data["optim"]["clip_norm"] = 1
     assert repr(from_dict(data).optim.clip_norm) == "1.0"
+
+
+def test_runs_that_differ_in_the_seed_alone_have_one_recipe():
+    """`compare --group-seeds` pairs them; the seed of a run is also that of its data."""
+    recipes = {recipe_of(configure("shapes_tiny", "silc", seed=seed)) for seed in (None, 1, 2)}
+    assert len(recipes) == 1
+    other = recipe_of(configure("shapes_tiny", "silc", sets=["data.seed=1"]))
+    assert other not in recipes
