@@ -109,6 +109,8 @@ def try_set(uv: Path, name: str, python: str, work: Path) -> Outcome:
     run([*uv_with, "venv", "--clear", "--python", python, venv])
     installed = [*uv_with, "pip", "install", "--no-build", "--python", venv / "bin/python"]
     run([*installed, "--requirement", picked])
+    # Its metadata; the modules come from the checkout.
+    run([*uv_with, "pip", "install", "--no-deps", "--python", venv / "bin/python", ROOT])
 
     print(f"{title}: testing", flush=True)
     report = work / "report.xml"

@@ -18,6 +18,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/mutants/table.md": "mutants.md",
+    "benchmarks/dependency_sets.md": "dependency_sets.md",
 }
 OFFERED = "silc_bench"  # its page
 OUTSIDE = ["cli"]  # commands, not functions
