@@ -171,7 +171,8 @@ def installed(tmp_path_factory):
     python = folder / "venv/bin/python"
     (wheel,) = folder.glob("*.whl")
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index"]
-    subprocess.run([*pip, "--no-deps", wheel], check=True)
+    # A checkout on PYTHONPATH that holds metadata is no installation.
+    subprocess.run([*pip, "--no-deps", "--ignore-installed", wheel], check=True)
     (site,) = (folder / "venv/lib").glob("python*/site-packages")
     libraries = [path for path in sys.path if path.endswith("site-packages")]
     (site / "libraries.pth").write_text("\n".join(libraries), encoding="utf-8")
