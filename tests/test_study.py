@@ -15,7 +15,7 @@ PLACE = Path(__file__).resolve().parent.parent / "benchmarks" / "study"
 @pytest.fixture(scope="module")
 def study():
     """The modules of benchmarks/study, which import each other as a script's do."""
-    names = ("plan", "runs", "report")
+    names = ("plan", "jobs", "report")
     sys.path.insert(0, str(PLACE))
     try:
         spec = importlib.util.spec_from_file_location("study_main", PLACE / "__main__.py")
@@ -31,7 +31,7 @@ def study():
 
 @pytest.fixture
 def args(study, tmp_path):
-    return study.runs.Study(tmp_path, tmp_path / "work", processes=1)
+    return study.jobs.Study(tmp_path, tmp_path / "work", processes=1)
 
 
 def outcomes(plan, seeds=range(8), **gains):
@@ -67,7 +67,7 @@ def stand_in(study, monkeypatch):
         def carry_out(args, step, setting, jobs):
             there = args.rows(step, setting)
             for job in jobs:
-                if any(study.runs.is_of(row, job) for row in there):
+                if any(study.jobs.is_of(row, job) for row in there):
                     continue
                 done.append(job)
                 values = dict.fromkeys(study.plan.PLACES.measures, score(job))
@@ -75,7 +75,7 @@ def stand_in(study, monkeypatch):
                 there.append(job | {"student": values, "train_seconds": seconds})
             write(args.lines_of(step, setting), there)
 
-        monkeypatch.setattr(study.runs, "carry_out", carry_out)
+        monkeypatch.setattr(study.jobs, "carry_out", carry_out)
         return done
 
     return install
@@ -123,21 +123,21 @@ def favour(study, job):
 def test_tuning_gives_the_best_pairs_a_second_seed_and_goes_on_where_it_stopped(
     study, args, stand_in
 ):
-    plan, runs = study.plan, study.runs
+    plan, jobs = study.plan, study.jobs
     done = stand_in(lambda job: favour(study, job))
-    runs.tune(args, study.plan.PLACES)
+    jobs.tune(args, study.plan.PLACES)
     assert len(done) == len(plan.ARMS) * (len(plan.PLACES.tried) + plan.FINALISTS)
     assert {job["split"] for job in done} == {"val"}
     reported = {seed for setting in plan.SETTINGS.values() for seed in setting.seeds}
     assert not {job["seed"] for job in done} & reported
-    assert runs.best(args, plan.PLACES) == dict.fromkeys(plan.ARMS, plan.PLACES.tried[-2])
+    assert jobs.best(args, plan.PLACES) == dict.fromkeys(plan.ARMS, plan.PLACES.tried[-2])
 
-    runs.run(args, "1024")
+    jobs.run(args, "1024")
     first = done[-1]
     assert (first["split"], first["lr"], first["clip"]) == ("test", *plan.PLACES.tried[-2])
     count = len(done)
-    runs.tune(args, study.plan.PLACES)
-    runs.run(args, "1024")
+    jobs.tune(args, study.plan.PLACES)
+    jobs.run(args, "1024")
     assert len(done) == count, "what is done is not done again"
 
 
@@ -145,12 +145,12 @@ def test_at_equal_seconds_an_arm_sees_as_many_images_as_its_step_is_cheaper(
     study, args, stand_in, capsys
 ):
     done = stand_in(lambda job: favour(study, job) if job["split"] == "val" else job["seed"])
-    study.runs.tune(args, study.plan.PLACES)
+    study.jobs.tune(args, study.plan.PLACES)
     with pytest.raises(SystemExit, match="1024 is not complete"):
-        study.runs.run(args, "1024-seconds")
-    study.runs.run(args, "1024")
+        study.jobs.run(args, "1024-seconds")
+    study.jobs.run(args, "1024")
     before = len(done)
-    study.runs.run(args, "1024-seconds")
+    study.jobs.run(args, "1024-seconds")
     samples = {job["arm"]: job["samples"] for job in done[before:]}
     # silc took 3 seconds here, contrastive 1 and contrastive+views 2
     assert samples == {
@@ -166,18 +166,18 @@ def test_at_equal_seconds_an_arm_sees_as_many_images_as_its_step_is_cheaper(
 def test_the_search_asks_on_val_alone_and_is_confirmed_on_fresh_seeds_and_scenes(
     study, args, stand_in, capsys, monkeypatch
 ):
-    plan, runs = study.plan, study.runs
+    plan, jobs = study.plan, study.jobs
 
     def score(job):
         gain = 0.01 if job["arm"] == "silc" and job.get("variant") == "EMA 0.996" else 0.0
         return 0.3 + gain + job["seed"] / 1e6
 
     done = stand_in(score)
-    runs.tune(args, study.plan.PLACES)
+    jobs.tune(args, study.plan.PLACES)
     with pytest.raises(SystemExit, match="chosen nothing"):
-        runs.run(args, "confirmation")
+        jobs.run(args, "confirmation")
     before = len(done)
-    runs.search(args)
+    jobs.search(args)
     searched = done[before:]
     assert {job["split"] for job in searched} == {"val"}
     assert {job["variant"] for job in searched} == set(plan.SEARCHED)
@@ -188,10 +188,10 @@ def test_the_search_asks_on_val_alone_and_is_confirmed_on_fresh_seeds_and_scenes
     (row,) = [line for line in table.splitlines() if "EMA 0.996" in line]
     assert row.count("+1.0 (+1.0 to +1.0)") == 4, "the other arms come from the tuning runs"
 
-    for module in (plan, runs, study.report):
+    for module in (plan, jobs, study.report):
         monkeypatch.setattr(module, "CHOSEN", "EMA 0.996")
     before = len(done)
-    runs.run(args, "confirmation")
+    jobs.run(args, "confirmation")
     confirmed = done[before:]
     assert {job["split"] for job in confirmed} == {"fresh"}
     earlier = {job["seed"] for job in done[:before]} | set(plan.SETTINGS["1024"].seeds)
@@ -227,7 +227,7 @@ def test_other_scenes_are_scored_under_a_name_of_their_own(study, monkeypatch, s
     monkeypatch.setattr(
         "silc_bench.task.register", lambda task: registered.update({task.name: task})
     )
-    suffix = study.runs.register_on(split)
+    suffix = study.jobs.register_on(split)
     for name, _ in study.plan.PLACES.measures.values():
         task = registered[name.replace("/", f"{suffix}/")]
         own = known[name].load(None, None)
@@ -243,7 +243,7 @@ def test_other_scenes_are_scored_under_a_name_of_their_own(study, monkeypatch, s
 
 def test_without_tuning_nothing_is_reported(study, args):
     with pytest.raises(SystemExit, match="not complete"):
-        study.runs.run(args, "1024")
+        study.jobs.run(args, "1024")
     with pytest.raises(SystemExit, match="no runs yet"):
         study.report.report(args, "1024")
 
@@ -264,7 +264,7 @@ def test_a_run_that_was_stopped_is_not_measured(study, monkeypatch, capsys, tmp_
     job |= {"source": "places", "samples": 64, "setting": "1024"}
     job |= {"folder": str(tmp_path), "data_root": ""}
     with pytest.raises(SystemExit) as stopped:
-        study.runs.run_job(job)
+        study.jobs.run_job(job)
     assert stopped.value.code == 1
     assert asked[-1] == failing
     assert not capsys.readouterr().out
@@ -284,7 +284,7 @@ def test_quick_goes_through_all_of_it_and_a_failed_run_ends_it(
         return argparse.Namespace(returncode=codes[-1], stdout=json.dumps(line), stderr="why")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study.runs.subprocess, "run", process)
+    monkeypatch.setattr(study.jobs.subprocess, "run", process)
     monkeypatch.setattr("sys.argv", ["study", "--quick", "--processes", "1"])
     study.main()
     assert len(asked) == len(plan.ARMS) * (plan.FINALISTS + 2)

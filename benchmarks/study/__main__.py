@@ -24,9 +24,9 @@ import argparse
 import json
 from pathlib import Path
 
+from jobs import HERE, Study, run, run_job, search, tune
 from plan import PLACES, SETTINGS
 from report import report, report_search
-from runs import HERE, Study, run, run_job, search, tune
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from jobs import Study, best
 from plan import AGAINST, ARMS, CHOSEN, PLACES, SEARCHED, SETTINGS, TUNING_SEEDS, Setting
-from runs import Study, best
 
 Rows = list[dict[str, Any]]
 Points = dict[str, list[float]]  # of each measure, a number a seed
