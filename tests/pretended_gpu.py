@@ -15,6 +15,7 @@ import linecache
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -150,6 +151,9 @@ class Event:
         return 0.0
 
 
+HAS = SimpleNamespace(total_memory=80 * 2**30)
+
+
 @contextmanager
 def pretended_gpu():
     def pinned(tensor):
@@ -181,6 +185,7 @@ def pretended_gpu():
         mock.patch.object(torch.cuda, "is_bf16_supported", return_value=False),
         mock.patch.object(torch.cuda, "synchronize"),
         mock.patch.object(torch.cuda, "get_device_name", return_value="pretended GPU"),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=HAS),
         mock.patch.object(torch.cuda, "Event", Event),
         mock.patch.object(Tensor, "pin_memory", pinned),
         mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped),

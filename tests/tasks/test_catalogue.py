@@ -167,7 +167,7 @@ def test_what_the_data_root_holds_is_kept_and_what_was_named_in_full(tmp_path):
 
     kept, left_out = measurable(select(["zeroshot"]), ["zeroshot"], None)
     assert {name.split("/")[0] for name in names_of(kept)} == {"places", "places_things", "shapes"}
-    assert set(left_out.values()) == {"without --data-root"}
+    assert set(left_out.values()) == {"as they wait for data"}
     assert measurable(select(["coco"]), ["coco"], tmp_path) == (select(["coco"]), {}), "alone"
 
 

@@ -142,7 +142,7 @@ def test_what_the_probe_learned_from_is_part_of_the_key(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "about"),
-    [({"batch_size": 0}, "--batch-size"), ({"feature_point": "poold"}, "runs/means:student")],
+    [({"batch_size": 0}, "--batch-size"), ({"feature_point": "poold"}, "--feature-point")],
 )
 def test_what_cannot_be_measured_is_refused_before_any_work(tmp_path, settings, about):
     model = Means()
