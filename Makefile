@@ -10,7 +10,7 @@ SETS := benchmarks/dependency_sets.py $(foreach python,$(PYTHONS),--python $(pyt
 
 .PHONY: demo test test-fast test-timing test-slow test-lowest test-newest messages fuzz check docs
 
-demo: .venv/core  # about 4 minutes on two idle cores; the first page stands within a minute
+demo: .venv/core  # three and a half minutes on two idle cores; the first page stands within a minute
 	$(BIN)/silc-bench demo --out demo
 
 test: .venv/dev  # everything but what is slow by nature
