@@ -6,7 +6,7 @@ Flow: ``tune`` -> ``run`` trains each arm with its best pair and eight seeds, an
 and teacher on "test" -> ``report`` writes table and verdict. ``search`` looks for a place where the
 claim holds; ``run --setting confirmation`` asks it once more on fresh seeds and fresh scenes.
 
-    python benchmarks/study --quick                  # all of it, very small, in runs/study_quick
+    python benchmarks/study --quick                  # all of it, very small: 3 minutes on two cores
     python benchmarks/study tune
     python benchmarks/study run --setting 1024
     python benchmarks/study report --setting 1024
