@@ -56,15 +56,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str], about: object = "")
         about: where the name stands, if not in the command itself.
     """
     names = sorted(known)
-
-    # Half of the letters may be wrong: difflib's default of 0.6 misses typos in short names.
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = nearest(name, names)
     problem = f"unknown {kind} {name!r}"
     if near:
         return UserError(problem, about=about, fix=f"did you mean {' or '.join(near)}?")
     more = f" and {len(names) - MOST_KNOWN} more" if len(names) > MOST_KNOWN else ""
     known_names = ", ".join(names[:MOST_KNOWN]) or "none"
     return UserError(problem, about=about, fix=f"known: {known_names}{more}")
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """At most three known names that ``name`` may be a typo of, the nearest first."""
+    # Half of the letters may be wrong: difflib's default of 0.6 misses typos in short names.
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

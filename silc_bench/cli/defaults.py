@@ -21,7 +21,6 @@ value comes from.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
@@ -34,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from silc_bench.errors import UserError, first_line, unknown_name
+from silc_bench.errors import UserError, first_line, nearest, unknown_name
 from silc_bench.system.files import read_text
 
 OWN_FILE = "silc-bench.toml"
@@ -316,7 +315,7 @@ def _option(
         problem = "is taken from the command line alone"
         raise UserError(problem, about=about, fix=f"leave it out, and type --{key}")
 
-    near = difflib.get_close_matches(key, by_key, n=3, cutoff=0.5)
+    near = nearest(key, by_key)
     known = [f"{before}{name.upper() if before else name}" for name in near or sorted(by_key)]
     fix = f"did you mean {' or '.join(known)}?" if near else f"known: {', '.join(known)}"
     raise UserError(f"{command} has no option {key!r}", about=about, fix=fix)

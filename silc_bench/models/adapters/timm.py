@@ -18,7 +18,6 @@ Shapes: B images, D embedding, W width of the tower, H x W or S x S pixels, h x 
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from silc_bench.errors import UserError, unknown_name
+from silc_bench.errors import UserError, nearest, unknown_name
 from silc_bench.models.adapters.blocks import inputs_of, is_known_course, places_of
 from silc_bench.models.adapters.library import explained, library, seeded
 from silc_bench.models.adapters.loaded import DenseLoadedModel, LoadedModel
@@ -148,7 +147,7 @@ def _check_name(timm: ModuleType, name: str) -> None:
     if not timm.is_model(arch):
         # of more than a thousand names only near ones help
         known = timm.list_models()
-        near = difflib.get_close_matches(arch, known, n=3, cutoff=0.5)
+        near = nearest(arch, known)
         if near:
             raise unknown_name("architecture", arch, near, about)
         fix = f"timm.list_models() names all {len(known)}; write {FORMS}"
