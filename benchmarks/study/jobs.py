@@ -19,12 +19,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from differences import Rows, differences
 from plan import (
-    CHOSEN,
+    AGAINST,
     FINALISTS,
     PHOTOGRAPHS,
     PLACES,
     QUICK_SAMPLES,
+    SEARCH_FINALISTS,
     SEARCHED,
     SETTINGS,
     TUNING_SEEDS,
@@ -57,7 +59,7 @@ class Study:
     def lines_of(self, step: str, setting: str) -> Path:
         return self.out / f"{setting}-{step}.jsonl"
 
-    def rows(self, step: str, setting: str) -> list[dict[str, Any]]:
+    def rows(self, step: str, setting: str) -> Rows:
         path = self.lines_of(step, setting)
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -100,10 +102,9 @@ def run(study: Study, setting: str) -> None:
 
 def confirmation(study: Study, setting: str, pairs: dict[str, Pair]) -> list[dict[str, Any]]:
     """The jobs of what the search chose; an arm that this leaves as it was runs as tuned."""
-    if not CHOSEN:
-        sys.exit("the search has chosen nothing yet: write it into CHOSEN of plan.py")
-    variant = SEARCHED[CHOSEN]
-    changes = {"variant": CHOSEN, "sets": dict(variant.sets), "samples": variant.samples}
+    name = chosen(study)
+    variant = SEARCHED[name]
+    changes = {"variant": name, "sets": dict(variant.sets), "samples": variant.samples}
     return [
         job(study, setting, arm, seed, pairs[arm], "fresh")
         | (changes if arm in variant.arms else {})
@@ -112,17 +113,23 @@ def confirmation(study: Study, setting: str, pairs: dict[str, Pair]) -> list[dic
 
 
 def search(study: Study) -> None:
-    """Each of SEARCHED with each of its arms, on "val", with the tuning seeds."""
+    """Each of SEARCHED with each of its arms, and the best once more; on "val"."""
+    first, second = TUNING_SEEDS
     setting = PLACES.tuned_on
     pairs = best(study, PLACES)
-    asked = [
-        job(study, setting, arm, seed, pairs[arm], "val", variant.samples)
-        | {"variant": name, "sets": dict(variant.sets)}
-        for seed in TUNING_SEEDS
-        for name, variant in SEARCHED.items()
-        for arm in variant.arms
-    ]
-    carry_out(study, "search", setting, asked)
+
+    def asked(names: Iterable[str], seed: int) -> list[dict[str, Any]]:
+        return [
+            job(study, setting, arm, seed, pairs[arm], "val", SEARCHED[name].samples)
+            | {"variant": name, "sets": dict(SEARCHED[name].sets)}
+            for name in names
+            for arm in SEARCHED[name].arms
+        ]
+
+    carry_out(study, "search", setting, asked(SEARCHED, first))
+    finals = sorted(SEARCHED, key=lambda name: margin(study, name, [first]), reverse=True)
+    carry_out(study, "search", setting, asked(finals[:SEARCH_FINALISTS], second))
+    print(f"chosen: {chosen(study)}")
 
 
 def equal_seconds(study: Study, setting: str, arms: Iterable[str]) -> dict[str, int]:
@@ -182,6 +189,43 @@ def ranked(study: Study, world: World, seeds: tuple[int, ...]) -> dict[str, list
         )
         for arm, pairs in scores.items()
     }
+
+
+# ---- what the search chooses ----
+
+
+def chosen(study: Study) -> str:
+    """The finalist of the search with the highest margin over both tuning seeds."""
+    found = study.rows("search", PLACES.tuned_on)
+    seeds: dict[str, set[int]] = {}
+    for row in found:
+        if row["arm"] == "silc":
+            seeds.setdefault(row["variant"], set()).add(row["seed"])
+    finals = [name for name in SEARCHED if seeds.get(name) == set(TUNING_SEEDS)]
+    if set(seeds) != set(SEARCHED) or len(finals) < SEARCH_FINALISTS:
+        lines = study.lines_of("search", PLACES.tuned_on)
+        sys.exit(f"{lines} is not complete: python benchmarks/study search")
+    return max(finals, key=lambda name: margin(study, name, TUNING_SEEDS))
+
+
+def margin(study: Study, variant: str, seeds: Iterable[int]) -> float:
+    """The smallest of the rule's differences, in points, in the mean over ``seeds``."""
+    rows = [row for row in rows_of_variant(study, variant) if row["seed"] in seeds]
+    return min(mean(differences(rows, arm)[name]) for arm in AGAINST for name in PLACES.decisive)
+
+
+def rows_of_variant(study: Study, variant: str) -> Rows:
+    """Those of the search; an arm that the variant leaves as it was comes from the tuning runs."""
+    own = [row for row in study.rows("search", PLACES.tuned_on) if row["variant"] == variant]
+    others = [row for row in rows_as_tuned(study) if row["arm"] not in SEARCHED[variant].arms]
+    return own + others
+
+
+def rows_as_tuned(study: Study) -> Rows:
+    """The tuning runs of each arm's best pair."""
+    pairs = best(study, PLACES)
+    rows = study.rows("tune", PLACES.tuned_on)
+    return [row for row in rows if (row["lr"], row["clip"]) == pairs[row["arm"]]]
 
 
 # ---- jobs ----

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from jobs import Study, best
-from plan import AGAINST, ARMS, CHOSEN, PLACES, SEARCHED, SETTINGS, TUNING_SEEDS, Setting
-
-Rows = list[dict[str, Any]]
-Points = dict[str, list[float]]  # of each measure, a number a seed
+from differences import Rows, by_seed, differences
+from jobs import Study, chosen, rows_as_tuned, rows_of_variant
+from plan import AGAINST, ARMS, PLACES, SEARCHED, SETTINGS, Setting
 
 
 def report(study: Study, setting: str) -> None:
@@ -30,7 +27,7 @@ def report(study: Study, setting: str) -> None:
 
     text = [f"# {plan.title}", ""]
     if plan.is_confirmation:
-        text += [f"The search chose: {CHOSEN}.", ""]
+        text += [f"The search chose: {chosen(study)}.", ""]
     text += [described(found, arm) for arm in ARMS if by_seed(found, arm, "student")]
     measures, decisive = tuple(plan.world.measures), plan.world.decisive
     for branch, columns in (("student", measures), ("teacher", plan.world.of_teacher)):
@@ -100,39 +97,29 @@ def report_search(study: Study) -> None:
     if not found:
         lines = study.lines_of("search", setting)
         sys.exit(f"{lines} has no runs yet: python benchmarks/study search")
-    pairs = best(study, PLACES)
-    as_tuned = [
-        row for row in study.rows("tune", setting) if (row["lr"], row["clip"]) == pairs[row["arm"]]
-    ]
     columns = [f"silc, {name}" for name in decisive]
     columns += [f"- {arm}, {name}" for arm in AGAINST for name in decisive]
     text = [
         "# The search, places, 1,024 pairs",
         "",
         f"{len(SEARCHED)} variants; percent of silc's student, and its differences in points, on",
-        f'"val" with seeds {", ".join(map(str, TUNING_SEEDS))}: mean, and lowest to highest. None',
-        "of these numbers is a result; they only choose what is confirmed.",
+        '"val" with the tuning seeds: mean, and lowest to highest. None of these numbers is a',
+        "result; they only choose what is confirmed.",
         "",
         *header("variant", tuple(columns)),
     ]
-    text.append(line("as tuned", *outcome(as_tuned, as_tuned)))
+    text.append(line("as tuned", *outcome(rows_as_tuned(study))))
     for name in SEARCHED:
-        own = [row for row in found if row["variant"] == name]
-        if own:
-            text.append(line(name, *outcome(own, as_tuned)))
+        if any(row["variant"] == name for row in found):
+            text.append(line(name, *outcome(rows_of_variant(study, name))))
     path = study.out / "search.md"
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(text))
 
 
-def outcome(own: Rows, as_tuned: Rows) -> tuple[int, list[str]]:
-    """Number of seeds of silc, and the cells of a variant.
-
-    An arm that the variant leaves as it was comes from the tuning runs.
-    """
-    arms = {row["arm"] for row in own}
-    rows = own + [row for row in as_tuned if row["arm"] not in arms]
-    silc = by_seed(own, "silc", "student")
+def outcome(rows: Rows) -> tuple[int, list[str]]:
+    """Number of seeds of silc, and the cells of a variant."""
+    silc = by_seed(rows, "silc", "student")
     cells = [spread([values[name] for values in silc.values()]) for name in PLACES.decisive]
     for arm in AGAINST:
         of_arm = differences(rows, arm)
@@ -160,26 +147,6 @@ def figure_rows(found: Rows, decisive: Sequence[str]) -> list[Any]:
 
 
 # ---- numbers ----
-
-
-def differences(found: Rows, arm: str) -> Points:
-    """Student of silc minus that of ``arm``, in points, of the seeds that both have."""
-    silc, other = (by_seed(found, one, "student") for one in ("silc", arm))
-    seeds = sorted(set(silc) & set(other))
-    points: Points = defaultdict(list)
-    for seed in seeds:
-        for name in silc[seed]:
-            points[name].append(silc[seed][name] - other[seed][name])
-    return points
-
-
-def by_seed(found: Rows, arm: str, branch: str) -> dict[int, dict[str, float]]:
-    """{seed: {measure: percent}}."""
-    return {
-        row["seed"]: {name: 100 * value for name, value in row[branch].items()}
-        for row in found
-        if row["arm"] == arm and branch in row
-    }
 
 
 def header(first: str, columns: tuple[str, ...]) -> list[str]:
