@@ -496,8 +496,9 @@ def _ranking(
         standing = ranks.standing(own, column[1])
         for score in own.itertuples():
             row = tuple(getattr(score, name) for name in ROW)
-            cells[row, column] = _ranked_cell(
-                score, standing.get((score.model, score.revision, score.setup), "")
+            of_row = standing.get((score.model, score.revision, score.setup), "")
+            cells[row, column] = replace(
+                _value(score), is_best=of_row == "best", is_tied=of_row == "tied"
             )
 
     label_of = {
@@ -533,17 +534,6 @@ def _ranked_head(column: tuple[str, ...], own: pd.DataFrame, part: pd.DataFrame)
     if label and part[part.task == task].question.nunique() > 1:
         details.append(label)
     return Head(task_title(task), tuple(details))
-
-
-def _ranked_cell(score: Any, standing: str) -> Cell:
-    # the bar behind the number: from chance to perfect, so that a guess has no bar
-    share = None
-    if is_fraction(score.metric):
-        chance = score.chance if score.is_main else 0.0
-        share = min(max((score.value - chance) / (1 - chance), 0.0), 1.0) if chance < 1 else None
-
-    is_best, is_tied = standing == "best", standing == "tied"
-    return replace(_value(score), is_best=is_best, is_tied=is_tied, share=share)
 
 
 def _listed(kind: str, scores: pd.DataFrame) -> Section:

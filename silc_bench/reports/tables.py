@@ -42,7 +42,6 @@ class Cell:
     detail: str = ""  # small print right after the text: " ±1.2", "@1a2b3c4d"
     is_best: bool = False
     is_tied: bool = False  # with the best
-    share: float | None = None  # 0 (chance) .. 1 (perfect): length of the bar
     url: str = ""
 
 
