@@ -251,8 +251,8 @@ class OwnData:
     def _homes(self) -> list[Path]:
         """Folders in which lists beside the data may lie."""
         if not self.path.is_dir():
-            folder = expand(self.where)[0].parent
-            return [folder, folder.parent]
+            file = self.path if self.kind == "captions" else expand(self.where)[0]
+            return [file.parent, file.parent.parent]
         # the folder of a split was given: the lists lie beside it
         if self.path.name.lower() in (*TRAIN, *TEST):
             return [self.path, self.path.parent]

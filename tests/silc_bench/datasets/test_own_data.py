@@ -418,6 +418,15 @@ def test_broken_lists_raise_nothing_else(make, tmp_path, ending, changes, keep):
         assert parse(f"captions:{tmp_path}/x.{ending}").load("test").captions
 
 
+def test_a_list_of_captions_is_no_pattern_of_shards(tmp_path):
+    """What lies beside it is looked for before it is read, so a missing one is told as a list."""
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of {c}\n")
+    own = parse(f"captions:{tmp_path}/no{{0..3}}.jsonl")
+    assert own.templates() == ("a photo of {c}",)
+    with refused(about=tmp_path / "no{0..3}.jsonl"):
+        own.load("test")
+
+
 def test_a_caption_given_twice_is_noted(listed):
     (note,) = listed("x.csv", "file,caption\na.jpg,one\na.jpg,one\n").read("test").notes
     assert note.startswith("1 ")
