@@ -20,10 +20,14 @@ from silc_bench.models.load import find_path
 from silc_bench.system.checksums import write_manifest
 from silc_bench.system.files import atomic_folder, atomic_path
 from silc_bench.trainer.checkpoints import model as native
-from silc_bench.trainer.checkpoints import open_clip
-from silc_bench.trainer.checkpoints import transformers as hf
 from silc_bench.trainer.checkpoints.early import check_target, check_trained, foreign
-from silc_bench.trainer.checkpoints.exchange import write_json, write_tensors, write_tokenizer
+from silc_bench.trainer.checkpoints.libraries import open_clip
+from silc_bench.trainer.checkpoints.libraries import transformers as hf
+from silc_bench.trainer.checkpoints.libraries.exchange import (
+    write_json,
+    write_tensors,
+    write_tokenizer,
+)
 from silc_bench.trainer.checkpoints.model import NativeModel
 from silc_bench.trainer.silc.tokenizers import ForeignTokenizer
 

@@ -1,9 +1,9 @@
 """Where a run starts from other weights: ``silc-bench train --init CKPT``.
 
 Flow: ``read_start(config)`` -> the source, loaded as ``silc-bench eval`` loads it, in our names
-(``silc_bench.trainer.checkpoints.transformers`` and ``open_clip`` for other libraries' models),
-compared with the source's own library on images and texts, fitted to the run's configuration -> a
-``Start`` -> ``Start.fill(student)``.
+(``silc_bench.trainer.checkpoints.libraries`` for other libraries' models), compared with the
+source's own library on images and texts, fitted to the run's configuration -> a ``Start`` ->
+``Start.fill(student)``.
 
 Towers, scale and bias are the source's, the tokenizer too. The head is the source's where that is a
 run with a head of the same shape (its centre comes along), otherwise fresh; the optimiser is fresh;
@@ -27,9 +27,9 @@ from silc_bench.models.load import find_path, kinds, load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.early import placed
-from silc_bench.trainer.checkpoints.exchange import INSTEAD, Towers, unfit
-from silc_bench.trainer.checkpoints.open_clip import of_open_clip
-from silc_bench.trainer.checkpoints.transformers import of_big_vision, of_hf
+from silc_bench.trainer.checkpoints.libraries.exchange import INSTEAD, Towers, unfit
+from silc_bench.trainer.checkpoints.libraries.open_clip import of_open_clip
+from silc_bench.trainer.checkpoints.libraries.transformers import of_big_vision, of_hf
 from silc_bench.trainer.config.config import Config, changed, flatten, without_heads
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student

@@ -19,12 +19,12 @@ from refusals import refused
 
 from silc_bench.errors import RunError, UserError
 from silc_bench.models.load import load_model
-from silc_bench.trainer.checkpoints import exchange, open_clip
 from silc_bench.trainer.checkpoints import export as exports
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.early import TARGETS
 from silc_bench.trainer.checkpoints.export import export, load_trained
+from silc_bench.trainer.checkpoints.libraries import exchange, open_clip
 from silc_bench.trainer.config.presets import make_preset
 
 pytestmark = pytest.mark.broad

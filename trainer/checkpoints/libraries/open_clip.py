@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from silc_bench.errors import UserError
-from silc_bench.trainer.checkpoints.exchange import (
+from silc_bench.trainer.checkpoints.libraries.exchange import (
     Towers,
     inverse,
     renamed,

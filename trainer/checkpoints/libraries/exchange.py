@@ -3,8 +3,8 @@
 Each library has one table of names, {ours: theirs}, which ``renamed`` reads in both directions.
 
 Reading: a source of weights in our words (``Towers``), sizes that are checked, the words of a
-refusal. ``silc_bench.trainer.checkpoints.transformers`` reads transformers'
-and big_vision's models, ``silc_bench.trainer.checkpoints.open_clip`` open_clip's.
+refusal. ``silc_bench.trainer.checkpoints.libraries.transformers`` reads transformers'
+and big_vision's models, ``silc_bench.trainer.checkpoints.libraries.open_clip`` open_clip's.
 
 Writing: ``write_tensors`` makes a safetensors file: 8 bytes with the length of the header, a JSON
 header, then the values, tensor after tensor. It is the counterpart of

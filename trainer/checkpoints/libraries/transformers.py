@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from silc_bench.trainer.checkpoints.exchange import (
+from silc_bench.trainer.checkpoints.libraries.exchange import (
     Towers,
     Weights,
     end_of_text,
