@@ -80,7 +80,10 @@ ADAPTERS = {
 # where the run kept it.
 BRANCHES = ("student", "teacher", "average")
 PATH_BEGINS = ("/", "./", "../", "~")  # no name of a library or a hub begins so
-IN_RUN = ("checkpoints/step_*.pt", "step_*.pt")  # what makes a folder a run
+# What makes a folder a run, or one of its checkpoints: the state of several processes is a folder.
+PLAIN = "plain.pt"
+_CHECKPOINTS = ("step_*.pt", f"step_*/{PLAIN}")
+IN_RUN = (*(f"checkpoints/{name}" for name in _CHECKPOINTS), *_CHECKPOINTS, PLAIN)
 
 
 def load_model(spec: str | Path, arch: str | None = None, name: str = "") -> ImageModel:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from silc_bench.errors import UserError, first_line, unknown_name
-from silc_bench.models.load import BRANCHES, find_path, is_there, kinds, normal_form
+from silc_bench.models.load import BRANCHES, PLAIN, find_path, is_there, kinds, normal_form
 
 ALL = "@all"
 IS_GLOB = re.compile(r"[*?\[]")
@@ -169,7 +169,7 @@ def _steps_of(runs: list[str], word: str, remarks: list[str]) -> list[str]:
     empty: list[str] = []
     for run in runs:
         path, branch = find_path(run)
-        files = [*path.glob(f"checkpoints/{STEPS}")] or [*path.glob(STEPS)]
+        files = _steps_in(path / "checkpoints") or _steps_in(path)
         ordered = sorted(map(str, files), key=_natural)
         specs += [f"{file}:{branch}" if branch else file for file in ordered]
         if not files:
@@ -181,6 +181,11 @@ def _steps_of(runs: list[str], word: str, remarks: list[str]) -> list[str]:
     if empty:
         remarks.append(f"{word} passes over {len(empty)} without checkpoints: {_first(empty)}")
     return specs
+
+
+def _steps_in(folder: Path) -> list[Path]:
+    """A sharded checkpoint is a folder, by the name of its file."""
+    return [*folder.glob(STEPS), *(plain.parent for plain in folder.glob(f"step_*/{PLAIN}"))]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -80,7 +80,7 @@ def _moved_into_place(path: Path, make: Callable[[Path], None]) -> Iterator[Path
         # could otherwise stand for an empty file.
         files = temporary.iterdir() if temporary.is_dir() else ()
         for file in (*files, temporary):
-            _flush(file)
+            flush(file)
 
         # POSIX lets a folder take the place of an empty one; where ``path`` is not empty, the
         # system refuses.
@@ -94,7 +94,7 @@ def _moved_into_place(path: Path, make: Callable[[Path], None]) -> Iterator[Path
         raise
 
     # The move itself is an entry of the folder, which is flushed on its own.
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _name(error: BaseException, temporary: Path, path: Path) -> None:
@@ -112,7 +112,7 @@ def _name(error: BaseException, temporary: Path, path: Path) -> None:
         error.filename2 = None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

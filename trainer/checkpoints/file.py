@@ -11,30 +11,47 @@ scored at that step, its score. This note has checksums too. Where it is missing
 checkpoint stands by itself and has no score; where it belongs to another checkpoint, the checkpoint
 is refused.
 
-Flow: ``Writer.write`` copies the state and returns; ``save`` runs on the writer's thread.
-``load_newest`` is what resumes.
+Where the state is spread over several processes (``sharded``), step_00001000/ is a folder: plain.pt
+is such a file without the sharded tensors, and the tensors lie beside it, written by each process
+for itself. It gets its name last, so that a kill at any moment leaves the one before. ``load``
+gives the whole payload of either kind.
+
+Flow: ``Writer.write`` copies the state and returns; ``save`` or ``save_sharded`` runs on the
+writer's thread. ``load_newest`` is what resumes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import re
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
+import torch.distributed as dist
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from silc_bench.errors import RunError, UserError, first_line
+from silc_bench.later import Later
+from silc_bench.models.load import PLAIN
 from silc_bench.models.weights import pickles
 from silc_bench.models.weights.kind import needed_global
 from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
-from silc_bench.system.files import atomic_path, write_text_atomic
-from silc_bench.trainer.checkpoints.early import all_in
+from silc_bench.system.files import atomic_path, flush, write_text_atomic
+from silc_bench.system.processes import concatenated, num_ranks, rank
+from silc_bench.trainer.checkpoints.early import all_in, is_folder
+
+if TYPE_CHECKING:
+    from silc_bench.trainer.checkpoints import sharded
+else:
+    # it imports torch.distributed.checkpoint, which takes as long as half of torch
+    sharded = Later("silc_bench.trainer.checkpoints.sharded")
 
 FORMAT = "silc-bench-checkpoint/2"
 FIELDS = (
@@ -49,8 +66,8 @@ FIELDS = (
     "position",
 )
 # What is known of the weights that the run started from, and of its data, as JSON texts; averaged
-# weights.
-OPTIONAL = ("start", "data", "average")
+# weights; of a sharded checkpoint, the list of its parts.
+OPTIONAL = ("start", "data", "average", "parts")
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
 OURS = "name a checkpoint that `silc-bench train` wrote"
 COPY_AGAIN = "copy it again, or take an earlier checkpoint of the run"
@@ -65,10 +82,19 @@ class Writer:
 
     It is a context manager: leaving it ends the last write. Every method raises RunError where a
     write that was under way has failed, with the last good checkpoint in its sentence.
+
+    Where the state is sharded, each rank has a writer, and all of them write the same steps.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, is_sharded: bool = False) -> None:
+        """``is_sharded``: of a run whose state is spread over the ranks; all of them call this."""
         self._run = run
+        # What the threads say to each other must not meet what the steps say: a group of its own,
+        # by way of the hosts.
+        self._group: dist.ProcessGroup | None = None
+        if is_sharded:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._buffers: dict[str, torch.Tensor] = {}  # page-locked, of the copies
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.step = 0  # of the last write that began
         self._size = 0  # of its tensors, in bytes
@@ -93,6 +119,11 @@ class Writer:
         """
         self.wait()
         self.step = payload["step"]
+        if self._group is not None:
+            copies = sharded.Copies(payload, self._buffers)
+            self._size = size_of(copies.rest) + copies.num_bytes
+            self._pending = self._thread.submit(save_sharded, self._run, copies, self._group, score)
+            return
 
         # A copy, because the next step changes the tensors while the thread still writes them.
         copy = tree_map_only(torch.Tensor, _copied, payload)
@@ -114,6 +145,9 @@ class Writer:
         try:
             self.path = pending.result()
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            # Another rank has ended: ``joined`` says so, and this disk is not the reason.
+            if self._group is not None and _is_lost_rank(error):
+                raise
             kept = all_in(self._run)
             reason = first_line(error)
             if isinstance(error, RuntimeError) and (full := _lacks_room(self._run, self._size)):
@@ -127,8 +161,13 @@ class Writer:
         return self.path
 
 
+def _is_lost_rank(error: Exception) -> bool:
+    """As ``silc_bench.system.processes.joined`` tells it: gloo's errors have no class of theirs."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
 def size_of(payload: Any) -> int:
-    """Bytes of all tensors in it."""
+    """Bytes of all tensors in it; of a sharded one, those of all ranks."""
     tensors = (leaf for leaf in tree_leaves(payload) if isinstance(leaf, torch.Tensor))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -153,35 +192,101 @@ def save(run: Path, payload: dict[str, Any], score: float | None = None) -> Path
     assert _has_all_fields(whole), f"checkpoint fields differ: {set(payload) ^ set(FIELDS)}"
 
     path = path_of(run, payload["step"])
-    # Temporary files of a process that was killed while it wrote.
-    for leftover in path.parent.glob(".step_*.tmp"):
-        leftover.unlink()
+    _remove(path.parent.glob(".step_*.tmp"))  # of a process that was killed while it wrote
 
     with atomic_path(path) as temporary:
         torch.save(whole, temporary)
-        note = {name: payload[name] for name in ("step", "samples_seen", "position")}
-        note |= {
-            "format": FORMAT,
-            "sha256": _sha256(temporary),
-            "score": score,
-            "config": json.loads(payload["config"]),
-        }
-        write_text_atomic(path.with_suffix(".json"), json.dumps(sealed(note), indent=1) + "\n")
+        _write_note(path, payload, _sha256(temporary), score)
 
-    # Counted from this checkpoint back: what stands after it in the list is a damaged later one.
+    _tidy(run, path, payload)
+    return path
+
+
+def save_sharded(
+    run: Path, copies: sharded.Copies, group: dist.ProcessGroup, score: float | None = None
+) -> Path:
+    """``save`` of a state that is spread over the ranks of ``group``; each of them calls it.
+
+    Writes RUN/checkpoints/step_N/ under another name, which the first rank changes when all ranks
+    have written. ``score`` is the first rank's.
+
+    Raises:
+        OSError, RuntimeError: it failed on some rank; on each rank the same.
+    """
+    path = path_of(run, copies.rest["step"], is_sharded=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+
+    def begin() -> None:
+        _remove(path.parent.glob(".step_*.tmp"))
+        temporary.mkdir(parents=True)
+
+    def finish(parts: str) -> None:
+        whole = with_checksums({"format": FORMAT, **copies.rest, "parts": parts})
+        with atomic_path(temporary / PLAIN) as plain:
+            torch.save(whole, plain)
+        _write_note(path, copies.rest, _sha256(temporary / PLAIN), score)
+        flush(temporary)
+
+        # One of this step was found damaged when the run was resumed; a folder that holds anything
+        # is in the way of another.
+        _remove([path])
+        os.replace(temporary, path)
+        flush(path.parent)
+        _tidy(run, path, copies.rest)
+
+    try:
+        sharded.write(temporary, copies, group, begin, finish)
+    except BaseException:
+        if dist.get_rank(group) == 0:
+            _remove([temporary])
+            _remove_lone_notes(path.parent)
+        raise
+    return path
+
+
+def _write_note(path: Path, payload: dict[str, Any], sha256: str, score: float | None) -> None:
+    note = {name: payload[name] for name in ("step", "samples_seen", "position")}
+    note |= {
+        "format": FORMAT,
+        "sha256": sha256,
+        "score": score,
+        "config": json.loads(payload["config"]),
+    }
+    write_text_atomic(path.with_suffix(".json"), json.dumps(sealed(note), indent=1) + "\n")
+
+
+def _tidy(run: Path, path: Path, payload: dict[str, Any]) -> None:
+    """Remove what is not to be kept beside the checkpoint ``path``, which was just written."""
+    # Counted from this checkpoint back: what stands after it in the list is a damaged later one, or
+    # one of the same step and the other kind.
     checkpoints = all_in(run)
-    until_now = checkpoints[: checkpoints.index(path) + 1]
-    kept = {*until_now[-KEEP:], best_in(run)}
+    until_now = [old for old in checkpoints if step_of(old) < step_of(path)]
+    kept = {path, *until_now[-KEEP + 1 :], best_in(run)}
     keep_every = _keep_every(payload)
     if keep_every:
-        kept |= {old for old in until_now if _step_of(old) % keep_every == 0}
-    for old in checkpoints:
-        if old not in kept:
-            old.unlink()
-    for note_file in path.parent.glob("step_*.json"):
-        if not note_file.with_suffix(".pt").exists():
-            note_file.unlink()
-    return path
+        kept |= {old for old in until_now if step_of(old) % keep_every == 0}
+    _remove(old for old in checkpoints if old not in kept)
+    _remove_lone_notes(path.parent)
+
+
+def _remove_lone_notes(folder: Path) -> None:
+    names = {path.stem for path in all_in(folder)}
+    _remove(note for note in folder.glob("step_*.json") if note.stem not in names)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Files and folders, which may be gone."""
+    for path in list(paths):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            continue
+
+        # Half a folder must not keep the name of a whole one.
+        gone = path
+        if not path.name.startswith("."):
+            gone = path.with_name(f".{path.name}.gone.tmp")
+            os.replace(path, gone)
+        shutil.rmtree(gone)
 
 
 def room_for(run: Path, state: dict[str, Any], num_moments: int) -> str | None:
@@ -212,13 +317,9 @@ def _keep_every(payload: dict[str, Any]) -> int:
     return json.loads(payload["config"]).get("checkpoint_keep_every", 0)
 
 
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
-
-
-def path_of(run: Path, step: int) -> Path:
+def path_of(run: Path, step: int, is_sharded: bool = False) -> Path:
     """Where the checkpoint of a step lies; eight digits, so that names sort as steps do."""
-    return run / "checkpoints" / f"step_{step:08d}.pt"
+    return run / "checkpoints" / f"step_{step:08d}{'' if is_sharded else '.pt'}"
 
 
 def step_of(path: Path) -> int:
@@ -237,24 +338,28 @@ def best_in(run: Path) -> Path | None:
 
 
 def find(path: Path) -> Path:
-    """A checkpoint file, or the newest one of a run's folder.
+    """A checkpoint, or the newest one of a run's folder.
 
     Raises:
         UserError: nothing there, or a folder that is not a run.
     """
-    if path.is_file():
+    if path.is_file() or is_folder(path):
         return path
     if not path.exists():
         raise UserError("no such file or folder", about=path, fix="check the path")
 
     checkpoints = all_in(path)
     if not checkpoints:
-        raise UserError("a folder without checkpoints/step_*.pt", about=path, fix=OURS)
+        raise UserError("a folder without checkpoints/step_*", about=path, fix=OURS)
     return checkpoints[-1]
 
 
-def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest whole checkpoint of a run.
+def load_newest(run: Path, is_sharded: bool = False) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint of a run that is whole for every rank; all of them call this.
+
+    Args:
+        is_sharded: the state will be spread over the ranks. Of a sharded checkpoint each of them
+            then checks a share, and its ``Parts`` stand at "parts" instead of the tensors.
 
     Returns:
         Its path, what it holds, and a sentence for each damaged one that is newer.
@@ -264,28 +369,71 @@ def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
     """
     damaged: list[DamagedCheckpointError] = []
     for path in reversed(all_in(run)):
+        problems = []
+        payload: dict[str, Any] = {}
         try:
-            payload = load(path)
+            payload = _load_share(path) if is_sharded and path.is_dir() else load(path)
         except DamagedCheckpointError as error:
-            damaged.append(error)
-        else:
+            problems.append(error.problem)
+
+        # What one rank cannot read, no rank takes.
+        problems = concatenated(problems)
+        if not problems:
             return path, payload, [f"{error.about}: {error.problem}" for error in damaged]
+        damaged.append(DamagedCheckpointError(problems[0], about=path, fix=COPY_AGAIN))
     assert damaged, "the caller knows that there are checkpoints"
     raise damaged[0]
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU.
+    """Read a checkpoint on the CPU, all of it.
 
-    Only tensors and plain values are unpickled (``silc_bench.models.weights.pickles``).
+    Only tensors and plain values are unpickled (``silc_bench.models.weights.pickles``), and of what
+    torch.distributed.checkpoint has written nothing is.
 
     Raises:
         DamagedCheckpointError: empty, truncated, not the bytes whose checksum stands beside it, of
             another step than its name says, or with a part that is missing, foreign or altered.
         UserError: missing, or not one of ours.
     """
-    sha256 = _note_of(path).get("sha256")
-    payload = _unpickled(path, sha256)
+    if not path.is_dir():
+        return _load_file(path)
+
+    rest, parts = _load_folder(path)
+    try:
+        return sharded.joined(rest, parts, parts.whole())
+    except (ValueError, RuntimeError) as error:
+        raise _damaged(path, first_line(error)) from None
+
+
+def _load_share(path: Path) -> dict[str, Any]:
+    """A sharded checkpoint of which this rank has checked its share. Raises as ``load``."""
+    rest, parts = _load_folder(path)
+    try:
+        parts.check(rank(), num_ranks())
+    except sharded.DamagedPartError as error:
+        raise _damaged(path, str(error)) from None
+    return {**rest, "parts": parts}
+
+
+def _load_folder(path: Path) -> tuple[dict[str, Any], sharded.Parts]:
+    """What is not sharded, and what is known of the rest. Raises as ``load``."""
+    plain = path / PLAIN
+    if not plain.exists():
+        raise _damaged(path, f"{PLAIN} is missing")
+    rest = _load_file(plain, path)
+    text = rest.pop("parts")
+    try:
+        return rest, sharded.Parts.from_json(path, text)
+    except sharded.DamagedPartError as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _load_file(path: Path, folder: Path | None = None) -> dict[str, Any]:
+    """A checkpoint that is a file, or what ``folder`` holds in one. Raises as ``load``."""
+    named = folder or path  # has the note beside it, and the step in its name
+    sha256 = _note_of(named).get("sha256")
+    payload = _unpickled(path, sha256, named)
 
     is_ours = isinstance(payload, dict) and payload.get("format") == FORMAT
     if not is_ours or not _has_all_fields(payload):
@@ -295,6 +443,11 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"it holds {content}, which is no checkpoint of format {FORMAT}", about=path, fix=OURS
         )
+    if ("parts" in payload) != (folder is not None):
+        problem = "is not the plain part of a sharded checkpoint"
+        if folder is None:
+            problem = "is the plain part of a sharded checkpoint"
+        raise UserError(problem, about=path, fix="name its folder, whole as it was written")
 
     # Where the note has proved the whole file, the checksums of its parts say nothing new.
     stated = payload.pop(CHECKSUMS)
@@ -305,18 +458,21 @@ def load(path: Path) -> dict[str, Any]:
     except (TypeError, RuntimeError) as error:
         # What no checkpoint of ours holds: a part within itself, tensors without values.
         problem = f"a part cannot be looked at ({type(error).__name__})"
-    problem = problem or _renamed(path, payload["step"])
+    problem = problem or _renamed(named, payload["step"])
     if problem:
-        raise _damaged(path, problem)
+        raise _damaged(named, problem)
     return payload
 
 
-def _unpickled(path: Path, sha256: str | None) -> Any:
-    """Whatever tensors and plain values the file of that checksum holds. Raises as ``load``."""
+def _unpickled(path: Path, sha256: str | None, named: Path) -> Any:
+    """Whatever tensors and plain values the file of that checksum holds. Raises as ``load``.
+
+    ``named``: what a damaged one is called, and the note beside it.
+    """
     try:
         if sha256 is not None and _sha256(path) != sha256:
-            note_name = path.with_suffix(".json").name
-            raise _damaged(path, f"its sha256 is not that of {note_name} beside it")
+            note_name = named.with_suffix(".json").name
+            raise _damaged(named, f"its sha256 is not that of {note_name} beside it")
         return pickles.load_zip(path)
     except DamagedCheckpointError:
         raise
@@ -327,7 +483,7 @@ def _unpickled(path: Path, sha256: str | None) -> Any:
     except Exception as error:  # on a damaged file zipfile and the unpickler raise nearly anything
         size = path.stat().st_size
         problem = f"truncated or of another kind ({size:,} bytes: {first_line(error)})"
-        raise _damaged(path, problem if size else "it is empty") from None
+        raise _damaged(named, problem if size else "it is empty") from None
     raise UserError(reason, about=path, fix=OURS)
 
 

@@ -1,8 +1,9 @@
 """Models trained here, as an evaluation sees them.
 
-Flow: ``load(path, branch)`` -> a ``NativeModel``. The path is RUN or RUN/checkpoints/step_N.pt, the
-branch "student" (the default), "teacher" or "average" of its weights; or the path is an export. It
-is called as the run's folder, "own:student" of runs/own; ``training`` says what it was trained as.
+Flow: ``load(path, branch)`` -> a ``NativeModel``. The path is RUN or RUN/checkpoints/step_N.pt (a
+folder without .pt where the run was sharded), the branch "student" (the default), "teacher" or
+"average" of its weights; or the path is an export. It is called as the run's folder, "own:student"
+of runs/own; ``training`` says what it was trained as.
 ``silc_bench.models.load`` imports this file when a run is asked for.
 
 An export (`silc-bench export --to safetensors`) is one branch in one file: its tensors by the names
@@ -56,7 +57,7 @@ from silc_bench.models.weights.read import (
 )
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.checkpoints.early import placed
+from silc_bench.trainer.checkpoints.early import is_folder, placed
 from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
 from silc_bench.trainer.config.identity import named, recipe_of
 from silc_bench.trainer.config.presets import PRESETS, make_preset
@@ -180,7 +181,7 @@ def is_ours(path: Path) -> bool:
     Nothing is unpickled.
     """
     if path.is_dir():
-        return bool(checkpoint.all_in(path))
+        return is_folder(path) or bool(checkpoint.all_in(path))
 
     # Opening a pipe would wait until somebody writes into it.
     if not path.is_file():
