@@ -53,6 +53,7 @@ from silc_bench.trainer.train import TrainState, train_step
 
 OnStep: TypeAlias = Callable[[int], None]
 
+DUE = 1 << 16  # beyond any number of a signal
 TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
 LOOKED_AT = 2_000  # captions whose lengths and repetitions are said at the start
 
@@ -262,9 +263,11 @@ def train(
 
     try:
         with Stop(console).listening() as stop:
-            # Log, probes and checkpoints are the first rank's; the others only do the steps.
+            # Log and probes are the first rank's, and so is a checkpoint that is one file; the
+            # others only do the steps.
+            writer = checkpoint.Writer(run, checkpoint.is_sharded(state.payload()))
             if rank() > 0:
-                return _follow(state, source, run, stop.received)
+                return _follow(state, source, writer, stop.received)
 
             online = None
             if wandb:
@@ -274,7 +277,7 @@ def train(
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )
-                return _loop(state, source, run, log, stop, watch, probe, console, on_step)
+                return _loop(state, source, run, log, stop, watch, probe, console, on_step, writer)
     finally:
         # However the run ends, its user learns which samples it went without.
         if source.damage.total:
@@ -338,17 +341,35 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     )
 
 
-def _follow(state: TrainState, source: Source, run: Path, received: list[int]) -> Path:
-    """What every rank but the first does: the same steps, without log, checkpoints and probes."""
-    with closing(_my_batches(state, source)) as batches:
-        while state.step < state.config.num_steps:
+def _follow(
+    state: TrainState, source: Source, writer: checkpoint.Writer, received: list[int]
+) -> Path:
+    """What every rank but the first does: the same steps, without log and probes.
+
+    Of a sharded state it writes its part of the same checkpoints.
+    """
+    config = state.config
+    with closing(_my_batches(state, source)) as batches, writer:
+        while state.step < config.num_steps:
             train_step(state, next(batches))
 
             # A collective call, as in ``_loop``: the ranks learn of a signal after the same step.
-            signals = _of_all_ranks(received)
-            if any(signals) and state.step < state.config.num_steps:
-                raise _stopped(signals, state.step, checkpoint.path_of(run, state.step))
-    return checkpoint.path_of(run, state.step)
+            signals, is_due = _of_all_ranks(received)
+            is_stopped = any(signals)
+            if writer.needs_all:
+                writer.check()
+                if is_due or is_stopped or _is_saved_after(state.step, config):
+                    writer.write(state.payload())
+            if is_stopped and state.step < config.num_steps:
+                writer.wait()
+                raise _stopped(signals, state.step, writer.path_of(state.step))
+    return writer.path_of(state.step)
+
+
+def _is_saved_after(step: int, config: Config) -> bool:
+    """Whether a checkpoint follows a step whatever happens: after so many, a probe and the last."""
+    is_probe = config.probe.every > 0 and step % config.probe.every == 0
+    return step % config.checkpoint_every == 0 or step == config.num_steps or is_probe
 
 
 def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, None]:
@@ -366,6 +387,7 @@ def _loop(
     probe: Probe | None,
     console: Console,
     on_step: OnStep,
+    writer: checkpoint.Writer,
 ) -> Path:
     """The first rank's steps, with what stands around each: log row, probe, checkpoint, signal."""
     config = state.config
@@ -373,7 +395,7 @@ def _loop(
     wait = DataWait(device)
     with (
         closing(_my_batches(state, source)) as opened,
-        checkpoint.Writer(run) as writer,
+        writer,
         _saved_when_left(state, writer, run, log, stop),
     ):
         if probe is not None and state.start is not None and state.step == 0:
@@ -414,7 +436,8 @@ def _loop(
             stop.end_step()
 
             # A collective call, so after each step: a signal to one rank stops all of them.
-            signals = _of_all_ranks(stop.received)
+            is_late = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
+            signals, is_due = _of_all_ranks(stop.received, is_late)
             is_stopped = any(signals)
             log.advance(state.step)
             on_step(state.step)
@@ -449,9 +472,7 @@ def _loop(
 
             # The probe's alarms come after its checkpoint: the weights they stop at are kept.
             writer.check()
-            is_due = 0 < config.checkpoint_minutes * 60 <= time.monotonic() - saved
-            is_regular = is_due or state.step % config.checkpoint_every == 0
-            if is_regular or is_last or is_stopped or is_probe:
+            if is_due or is_stopped or _is_saved_after(state.step, config):
                 writer.write(state.payload(), score)
                 saved = time.monotonic()
 
@@ -530,7 +551,8 @@ def _saving_first(
     except but:
         raise
     except Exception:
-        if state.step not in (begun, writer.step) and not moved:
+        # Of a sharded state one rank alone has nothing to write.
+        if state.step not in (begun, writer.step) and not moved and not writer.needs_all:
             try:
                 writer.write(state.payload())
                 warn(f"{writer.wait()} is saved, continue with --resume", console)
@@ -552,10 +574,11 @@ def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, d
     return remembered(scores, probe.errors)
 
 
-def _of_all_ranks(received: list[int]) -> list[int]:
-    """The first signal that each rank received, 0 for none."""
+def _of_all_ranks(received: list[int], is_due: bool = False) -> tuple[list[int], bool]:
+    """The first signal that each rank received, 0 for none; and the first rank's ``is_due``."""
     mine = received[0] if received else 0
-    return of_all(mine)
+    numbers = of_all(mine + DUE * is_due)
+    return [number % DUE for number in numbers], numbers[0] >= DUE
 
 
 def _stopped(signals: list[int], step: int, path: Path | None) -> StoppedError:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from silc_bench.errors import RunError, UserError, first_line
+from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.init import Start
 from silc_bench.trainer.config.config import LOSSES, Config, from_dict, to_dict
 from silc_bench.trainer.data.stream import Batch
@@ -301,8 +302,7 @@ class TrainState:
         payload: dict[str, Any] = {
             "config": json.dumps(to_dict(self.config)),
             "tokenizer": self.tokenizer.to_json(),
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.state_dict(),
+            **self.held(),
             "optimizer": self.optimizer.state_dict(),
             **{name: getattr(self, name) for name in COUNTERS},
         }
@@ -310,16 +310,30 @@ class TrainState:
             payload["start"] = json.dumps(self.start)
         if self.data is not None:
             payload["data"] = json.dumps(self.data)
-        if self.average is not None:
-            payload["average"] = self.average.weights
         return payload
+
+    def held(self) -> dict[str, dict[str, Tensor]]:
+        """Weights, centre and average by their part of a checkpoint: as this rank holds them."""
+        held = {"student": self.student.state_dict(), "teacher": self.teacher.state_dict()}
+        if self.average is not None:
+            held["average"] = self.average.weights
+        return held
+
+    def parameters(self) -> list[Tensor]:
+        """What the optimiser moves, in the order by which its state is numbered."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     @classmethod
     def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:
-        """The state from ``checkpoint.load``'s answer; UserError where its parts do not fit."""
+        """The state from the answer of ``checkpoint.load`` or ``load_newest``.
+
+        Raises:
+            UserError: its parts do not fit.
+        """
         try:
             config = from_dict(json.loads(payload["config"]))
             state = cls.create(config, read_tokenizer(payload["tokenizer"]), device)
+            payload = checkpoint.fitted(payload, state.held(), state.parameters())
             state.student.load_state_dict(payload["student"])
             state.teacher.load_state_dict(payload["teacher"])
             state.optimizer.load_state_dict(payload["optimizer"])

@@ -28,6 +28,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -159,6 +160,15 @@ class Writer:
                 fix="make room there, and continue with --resume",
             ) from error
         return self.path
+
+    def path_of(self, step: int) -> Path:
+        """Where it writes the checkpoint of a step."""
+        return path_of(self._run, step, is_sharded=self._group is not None)
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether a rank alone can write nothing."""
+        return self._group is not None and self._group.size() > 1
 
 
 def _is_lost_rank(error: Exception) -> bool:
@@ -354,15 +364,13 @@ def find(path: Path) -> Path:
     return checkpoints[-1]
 
 
-def load_newest(run: Path, is_sharded: bool = False) -> tuple[Path, dict[str, Any], list[str]]:
+def load_newest(run: Path) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest checkpoint of a run that is whole for every rank; all of them call this.
 
-    Args:
-        is_sharded: the state will be spread over the ranks. Of a sharded checkpoint each of them
-            then checks a share, and its ``Parts`` stand at "parts" instead of the tensors.
-
     Returns:
-        Its path, what it holds, and a sentence for each damaged one that is newer.
+        Its path, what it holds, and a sentence for each damaged one that is newer. Of a sharded
+        checkpoint each rank has checked a share; its ``Parts`` stand at "parts" instead of the
+        tensors, for ``fitted``.
 
     Raises:
         UserError: none is whole, or one was written by another program.
@@ -372,7 +380,7 @@ def load_newest(run: Path, is_sharded: bool = False) -> tuple[Path, dict[str, An
         problems = []
         payload: dict[str, Any] = {}
         try:
-            payload = _load_share(path) if is_sharded and path.is_dir() else load(path)
+            payload = _load_share(path) if path.is_dir() else load(path)
         except DamagedCheckpointError as error:
             problems.append(error.problem)
 
@@ -404,6 +412,29 @@ def load(path: Path) -> dict[str, Any]:
         return sharded.joined(rest, parts, parts.whole())
     except (ValueError, RuntimeError) as error:
         raise _damaged(path, first_line(error)) from None
+
+
+def fitted(
+    payload: dict[str, Any],
+    held: dict[str, dict[str, torch.Tensor]],
+    parameters: list[torch.Tensor],
+) -> dict[str, Any]:
+    """``load_newest``'s answer with all tensors, as the state holds them: whole, or spread.
+
+    Arguments and errors as of ``sharded.fitted``.
+    """
+    if "parts" in payload or is_sharded(held):
+        return sharded.fitted(payload, held, parameters)
+    return payload
+
+
+def is_sharded(payload: Any) -> bool:
+    """Whether any tensor in it is spread over several processes."""
+    # who has made one has imported this
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is None:
+        return False
+    return any(isinstance(leaf, tensors.DTensor) for leaf in tree_leaves(payload))
 
 
 def _load_share(path: Path) -> dict[str, Any]:

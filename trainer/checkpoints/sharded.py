@@ -101,11 +101,6 @@ class Copies:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
 
-def is_sharded(payload: Any) -> bool:
-    """Whether any tensor in it is spread over several processes."""
-    return any(isinstance(leaf, DTensor) for leaf in tree_leaves(payload))
-
-
 def write(
     folder: Path,
     copies: Copies,
@@ -532,7 +527,8 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
 def _without_sharded(value: Any, path: Place, found: list[tuple[Place, DTensor]]) -> Any:
     """Maps without their sharded tensors, which are added to ``found``; a list keeps its items."""
     if not isinstance(value, dict):
-        assert not is_sharded(value), f"a sharded tensor in a list: {_name(path)}"
+        leaves = tree_leaves(value)
+        assert not any(isinstance(leaf, DTensor) for leaf in leaves), f"in a list: {_name(path)}"
         return value
     rest = {}
     for name, inner in value.items():

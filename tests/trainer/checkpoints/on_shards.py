@@ -11,6 +11,7 @@ import shutil
 from contextlib import contextmanager
 from unittest import mock
 
+import on_ranks
 import torch
 import torch.distributed as dist
 from dying import die
@@ -27,6 +28,7 @@ from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import sharded
 from silc_bench.trainer.config.config import to_dict
 from silc_bench.trainer.config.presets import shapes_tiny
+from silc_bench.trainer.train import TrainState
 
 ROWS = 12  # of a global batch
 
@@ -92,7 +94,7 @@ class TinyState:
             "average": self.average.state_dict(),
         }
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        payload = sharded.fitted(payload, held, parameters)
+        payload = checkpoint.fitted(payload, held, parameters)
         self.student.load_state_dict(payload["student"])
         self.average.load_state_dict(payload["average"])
         self.center.copy_(payload["teacher"]["center"])
@@ -124,7 +126,7 @@ def life(run, steps, *, resume=True):
     """So many steps, saved at the end: their losses, the step they began after, what was said."""
     state, said, begun = TinyState(), [], None
     if resume:
-        path, payload, said = checkpoint.load_newest(run, state.is_sharded)
+        path, payload, said = checkpoint.load_newest(run)
         state.restore(payload)
         begun = path.stem
     losses = [state.train() for _ in range(steps)]
@@ -147,7 +149,7 @@ def bytes_read(run):
 
     with mock.patch.object(sharded, "_bytes_of", counted):
         state = TinyState()
-        _, payload, _ = checkpoint.load_newest(run, is_sharded=True)
+        _, payload, _ = checkpoint.load_newest(run)
         entries = payload["parts"].entries.values()
         total = sum(piece.length for entry in entries for piece in entry.pieces)
         stage = "fill"
@@ -208,15 +210,33 @@ def killed_in(run, owner, name, number, on):
             writer.wait()
 
 
+def spread(payload, mesh):
+    """``payload`` with its weights and moments spread over the ranks; no rank waits."""
+
+    def one(value):
+        if not value.ndim:
+            return value
+        return distribute_tensor(value, mesh, [Shard(0)], src_data_rank=None)
+
+    return tree_map_only(torch.Tensor, one, payload)
+
+
 def save_spread(run, payload, score=None):
-    """A checkpoint of ``payload`` whose weights and moments are spread over the ranks."""
-    mesh = init_device_mesh("cpu", (num_ranks(),))
-
-    def spread(value):
-        return distribute_tensor(value, mesh, [Shard(0)]) if value.ndim else value
-
     with checkpoint.Writer(run, is_sharded=True) as writer:
-        writer.write(tree_map_only(torch.Tensor, spread, payload), score)
+        writer.write(spread(payload, init_device_mesh("cpu", (num_ranks(),))), score)
+
+
+def run_spread(config, folder, **how):
+    """``on_ranks.run`` with checkpoints of a sharded state; the steps are those of whole ones."""
+    real, meshes = TrainState.payload, []
+
+    def payload(state):
+        if not meshes:  # the ranks meet where one is made
+            meshes.append(init_device_mesh("cpu", (num_ranks(),)))
+        return spread(real(state), meshes[0])
+
+    with mock.patch.object(TrainState, "payload", payload):
+        return on_ranks.run(config, folder, **how)
 
 
 def kept_of_rows(run):
@@ -235,7 +255,7 @@ def kept_of_rows(run):
     with checkpoint.Writer(run, is_sharded=True) as writer:
         writer.write(payload)
 
-    path, payload, _ = checkpoint.load_newest(run, is_sharded=True)
+    path, payload, _ = checkpoint.load_newest(run)
     parameters = state.optimizer.param_groups[0]["params"]
     held = {part: state.payload()[part] for part in ("student", "average")}
     kept = sharded.fitted(payload, held, parameters)["optimizer"]["state"][1]

@@ -5,13 +5,14 @@ import os
 import pickle
 import shutil
 
+import on_ranks
 import on_shards
 import pytest
 import torch
 from gloo_pool import GlooPool
 from random_runs import random_state
 from refusals import refused
-from runs import close, differing, equal, saved_in
+from runs import close, differing, end_of, equal, rows_of, saved_in
 from test_file import Shell
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
@@ -20,7 +21,6 @@ from silc_bench.models.specs import specs_of
 from silc_bench.models.weights import pickles
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
-from silc_bench.trainer.checkpoints import sharded
 from silc_bench.trainer.checkpoints.export import export, load_trained
 from silc_bench.trainer.checkpoints.file import DamagedCheckpointError
 
@@ -111,6 +111,48 @@ def test_torchs_own_tools_read_the_folder(run, tmp_path):
     assert equal(theirs["student"], dict(ours["student"]))
     moments = ours["optimizer"]["state"][3]
     assert torch.equal(theirs["optimizer"]["state"]["3"]["exp_avg"], moments["exp_avg"])
+
+
+# --- a whole run, as torchrun starts it -----------------------------------------------------------
+
+
+def test_a_sharded_run_is_stopped_and_goes_on_with_other_ranks(pool, tiny, tmp_path):
+    """All ranks write, after a signal to one of them too, and one process ends the run."""
+    config = tiny(steps=6, checkpoint_every=2, log_every=1, batch_size=12, samples=72)
+    one, run = tmp_path / "one", tmp_path / "run"
+    on_ranks.run(config, one)
+    for world, step in ((2, 3), (3, 5)):
+        how = {"at": [(1, step)], "event": on_ranks.sigterm, "resume": step > 3}
+        said = pool.run_as_torchrun(world, on_shards.run_spread, config, run, **how)
+        folder = checkpoint.path_of(run, step, is_sharded=True)
+        assert said[0][0] == "StoppedError"
+        assert f"SIGTERM to rank 1 of {world} after step {step}; {folder} is saved" in said[0][1]
+        assert saved_in(run)[-1] == step
+        assert folder.is_dir()
+    on_ranks.run(config, run, resume=True)
+    assert saved_in(run) == [5, 6]
+    for mine, theirs in zip(rows_of(run), rows_of(one), strict=True):
+        for name in ("step", "loss", "distillation", "gradient_norm", "samples_seen"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4)
+    mine, theirs = end_of(run), end_of(one)
+    assert mine["position"] == theirs["position"]
+    close(mine["teacher"]["center"], theirs["teacher"]["center"])
+
+
+def test_the_clock_of_the_first_rank_decides_for_all(pool, tiny, tmp_path):
+    config = tiny(steps=3, checkpoint_every=1000, checkpoint_minutes=1e-9)
+    said = pool.run_as_torchrun(2, on_shards.run_spread, config, tmp_path)
+    assert said == [str(checkpoint.path_of(tmp_path, 3, is_sharded=True))] * 2
+    assert saved_in(tmp_path) == [2, 3]
+
+
+def test_a_rank_that_fails_alone_saves_nothing_and_keeps_nobody_waiting(pool, tiny, tmp_path):
+    config = tiny(steps=4, checkpoint_every=2)
+    how = {"at": [(0, 4)], "event": on_ranks.refuse}
+    said = pool.run_as_torchrun(2, on_shards.run_spread, config, tmp_path, **how)
+    assert said[0][0] == "UserError"
+    assert said[1][0] == "SystemExit"
+    assert saved_in(tmp_path) == [2]
 
 
 # --- all or nothing -------------------------------------------------------------------------------
@@ -337,4 +379,4 @@ def test_what_reads_a_run_reads_a_sharded_one(pool, tiny, tmp_path):
     export(load_trained(str(run)), "safetensors", tmp_path / "one.safetensors")
     exported = native.load(tmp_path / "one.safetensors")
     assert not differing(exported.vision, load_trained(str(single)).vision)
-    assert sharded.is_sharded(payload) is False
+    assert not checkpoint.is_sharded(payload)
