@@ -27,7 +27,8 @@ import pytest
 import torch
 from refusals import refused
 from rich.console import Console
-from runs import close, differing, end_of, rows_of, run, saved_in
+from runs import close, differing, end_of, equal, rows_of, run, saved_in
+from torch.utils._pytree import tree_leaves
 
 from silc_bench.errors import DataError, RunError
 from silc_bench.system.lock import NAME
@@ -526,3 +527,36 @@ def test_a_run_goes_on_with_the_same_data_elsewhere_and_refuses_other_data(tiny,
     older = {name: part for name, part in end.items() if name != "data"}
     with refused(about=tmp_path):
         loop._check_same_configuration(config, older, tmp_path)
+
+
+def test_a_checkpoint_of_the_format_before_goes_on_to_the_same_bits(tiny, tmp_path):
+    """There scale and bias, their averages and what the optimiser keeps had no dimension."""
+    for kind in ("adamw", "adafactor"):
+        config = tiny(steps=4, optim={"kind": kind}, average_momentum=0.9)
+        whole, cut = tmp_path / kind / "whole", tmp_path / kind / "cut"
+        run(config, whole)
+        shutil.copytree(whole, cut)
+        last, first = checkpoint.all_in(cut)[::-1][:2]
+        last.unlink()
+        payload = checkpoint.load(first)
+        old = {name: lowered(part) for name, part in payload.items()}
+        assert len(scalars(old)) == len(scalars(payload)) + 8
+        torch.save(checkpoint.with_checksums(old | {"format": checkpoint.EARLIER}), first)
+        first.with_suffix(".json").unlink()
+        assert equal(checkpoint.load(first), payload)
+        run(config, cut, resume=True)
+        assert equal(end_of(cut), end_of(whole))
+
+
+def lowered(part):
+    """The same with each tensor of shape [1] as a scalar."""
+    if isinstance(part, dict):
+        return {name: lowered(inner) for name, inner in part.items()}
+    is_one = isinstance(part, torch.Tensor) and part.shape == (1,)
+    return part.reshape(()) if is_one else part
+
+
+def scalars(payload):
+    return [
+        leaf for leaf in tree_leaves(payload) if isinstance(leaf, torch.Tensor) and not leaf.ndim
+    ]

@@ -54,7 +54,8 @@ else:
     # it imports torch.distributed.checkpoint, which takes as long as half of torch
     sharded = Later("silc_bench.trainer.checkpoints.sharded")
 
-FORMAT = "silc-bench-checkpoint/2"
+FORMAT = "silc-bench-checkpoint/3"
+EARLIER = "silc-bench-checkpoint/2"  # the scale and the bias had no dimension
 FIELDS = (
     "format",
     "config",
@@ -466,7 +467,7 @@ def _load_file(path: Path, folder: Path | None = None) -> dict[str, Any]:
     sha256 = _note_of(named).get("sha256")
     payload = _unpickled(path, sha256, named)
 
-    is_ours = isinstance(payload, dict) and payload.get("format") == FORMAT
+    is_ours = isinstance(payload, dict) and payload.get("format") in (FORMAT, EARLIER)
     if not is_ours or not _has_all_fields(payload):
         content: Any = type(payload).__name__
         if isinstance(payload, dict):
@@ -492,7 +493,27 @@ def _load_file(path: Path, folder: Path | None = None) -> dict[str, Any]:
     problem = problem or _renamed(named, payload["step"])
     if problem:
         raise _damaged(named, problem)
-    return payload
+    return payload if payload["format"] == FORMAT else _migrated(payload)
+
+
+def _migrated(payload: dict[str, Any]) -> dict[str, Any]:
+    """A payload of the format EARLIER as one of FORMAT: its tensors without a dimension are [1].
+
+    Those are scale and bias of the contrastive loss, their average, and what an optimiser keeps of
+    them; its count of steps stays as it is.
+    """
+
+    def raised(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: inner if key == "step" else raised(inner) for key, inner in part.items()}
+        is_scalar = isinstance(part, torch.Tensor) and part.ndim == 0
+        return part.reshape(1) if is_scalar else part
+
+    moved = {**payload, "format": FORMAT}
+    for name in ("student", "optimizer", "average"):
+        if name in moved:
+            moved[name] = raised(moved[name])
+    return moved
 
 
 def _unpickled(path: Path, sha256: str | None, named: Path) -> Any:

@@ -61,7 +61,7 @@ from silc_bench.trainer.checkpoints.early import is_folder, placed
 from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
 from silc_bench.trainer.config.identity import named, recipe_of
 from silc_bench.trainer.config.presets import PRESETS, make_preset
-from silc_bench.trainer.silc.student import TAUGHT, Student
+from silc_bench.trainer.silc.student import SCALARS, TAUGHT, Student, with_scalars
 from silc_bench.trainer.silc.teacher import Teacher
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, check_pairing, read_tokenizer
 from silc_bench.trainer.silc.towers import VisionTower, count_parameters
@@ -329,7 +329,7 @@ def load_state(path: Path, preset: str) -> NativeImageModel:
 
     with torch.device("meta"):
         student = Student(config)
-    weights = _without_taught(read_weights(path))
+    weights = with_scalars(_without_taught(read_weights(path)))
     load_into(student, weights, f"checkpoint {path} as silc:{preset}")
 
     name = f"silc:{preset}/{label_of(path)}"
@@ -375,6 +375,7 @@ def fitting_presets(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     different = {(config.vision, config.text): config for config in configs}
 
     wanted_shapes = _without_taught(shapes)
+    wanted_shapes |= {name: (1,) for name in SCALARS if name in shapes}  # an export has them as ()
     fitting = []
     for config in different.values():
         # Building a tower of the largest preset takes a while, on "meta" too.

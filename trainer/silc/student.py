@@ -19,6 +19,7 @@ prototypes.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,9 @@ from silc_bench.trainer.silc.views import Views
 
 # Beginnings of the names of what only a teacher's targets move.
 TAUGHT = ("head.", "patch_head.", "mask_token")
+
+# Tensors of one number. They have a dimension, because only along one is a tensor sharded.
+SCALARS = ("log_scale", "logit_bias")
 
 
 class StudentOutput(NamedTuple):
@@ -64,8 +68,8 @@ class Student(nn.Module):
         self.vision.blocks.is_checkpointed = is_checkpointed
         self.text.blocks.is_checkpointed = is_checkpointed
 
-        self.log_scale = nn.Parameter(torch.empty(()))
-        self.logit_bias = nn.Parameter(torch.empty(()), config.contrastive.has_bias)
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = nn.Parameter(torch.empty(1), config.contrastive.has_bias)
 
         # What a weight of 0 leaves without a use is not built.
         has_head = config.distillation.weight > 0
@@ -74,6 +78,11 @@ class Student(nn.Module):
         self.head = Head(width, config.distillation) if has_head else None
         self.patch_head = Head(width, config.distillation) if has_masked else None
         self.mask_token = nn.Parameter(torch.empty(width)) if has_masked else None
+
+        # Weights of exports and of other libraries come without it.
+        self.register_load_state_dict_pre_hook(
+            lambda module, weights, *_: weights.update(with_scalars(weights))
+        )
 
         if config.optim.locked:
             self.get_submodule(config.optim.locked).requires_grad_(False)
@@ -102,11 +111,12 @@ class Student(nn.Module):
             locked: what ``of_locked`` gave for the views and tokens, where it is known already.
         """
         config = self.config
-        locked = self.of_locked(views, tokens) if locked is None else locked
+        locked = self._of_locked(views, tokens) if locked is None else locked
+        scalars = (self.log_scale.exp().sum(), self.logit_bias.sum())  # [1] -> [], and no views
         if config.optim.locked == "vision":
             # Nothing is left to distil into: only the text tower and the scalars learn.
             assert locked is not None
-            return StudentOutput(locked, self.text(tokens), self.log_scale.exp(), self.logit_bias)
+            return StudentOutput(locked, self.text(tokens), *scalars)
 
         head = self.head if is_taught else None
         shows_globals = head is not None and config.distillation.pairs == "local+global"
@@ -137,8 +147,7 @@ class Student(nn.Module):
         return StudentOutput(
             meets_text,
             text_features,
-            self.log_scale.exp(),
-            self.logit_bias,
+            *scalars,
             projections,
             prototypes,
             patch_projections,
@@ -150,14 +159,18 @@ class Student(nn.Module):
         assert self.patch_head is not None
         places = masked.flatten(0, 1)
         tokens = self.vision.tokens(views.flatten(0, 1), places, self.mask_token)
-        return self.patch_head.project(take(tokens, places)).unflatten(0, masked.shape[:2])
+        hidden = take(tokens, places).unflatten(0, masked.shape[:2])
+        return self.patch_head.project(hidden)
 
-    @torch.no_grad()
     def of_locked(self, views: Views, tokens: Tensor) -> Tensor | None:
         """What the locked tower gives, without a graph; None if no tower is locked.
 
-        Texts [B, D], or the views that meet them [V, B, D].
+        Texts [B, D], or the views that meet them [V, B, D]. Called from outside, as ``forward`` is.
         """
+        return self._of_locked(views, tokens)
+
+    @torch.no_grad()
+    def _of_locked(self, views: Views, tokens: Tensor) -> Tensor | None:
         if self.config.optim.locked == "text":
             return self.text(tokens)
         if self.config.optim.locked == "vision":
@@ -169,6 +182,14 @@ class Student(nn.Module):
     def _encode(self, views: Tensor) -> Tensor:
         """[V, B, 3, s, s] -> [V, B, D]."""
         return self.vision(views.flatten(0, 1)).view(*views.shape[:2], -1)
+
+
+def with_scalars(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same by their names, each of SCALARS as [1].
+
+    Checkpoints before format 3, exports and other libraries hold them without a dimension.
+    """
+    return {name: value.reshape(1) if name in SCALARS else value for name, value in weights.items()}
 
 
 def init_weights(student: Student, seed: int) -> None:
