@@ -9,6 +9,13 @@ of one process, for any number of ranks. Flow: ``parallel(student)`` -> forward;
 them returns what it was given. ``silc_bench.system.processes`` starts and ends the
 group.
 
+Sharded (``parallel=fsdp`` or ``hsdp``): ``mesh_of`` says which ranks share the weights, ``shard``
+spreads those of a model over them (PyTorch's ``fully_shard``). A block's weights are whole
+while it computes, everything outside the blocks from one end of the model to the other. Weights,
+gradients and the optimiser's state are then DTensors: ``own`` is what this rank holds, ``whole``
+all of one, on every rank. With unsharded tensors both return what they were given. Precision is
+autocast's, as without shards, so that the numbers are the same: weights are gathered in fp32.
+
 Precision: ``precision=auto`` becomes "bf16" or "fp32" once, when
 ``TrainState.create`` calls ``resolve``. The answer is saved with the run, so that a
 resumed one goes on in it on any machine.
@@ -21,10 +28,12 @@ stood still for want of a batch. On a CPU each of them answers at once.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -32,8 +41,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from silc_bench.errors import UserError
-from silc_bench.system.processes import num_ranks, rank, summed
+from silc_bench.later import Later
+from silc_bench.system.processes import num_local_ranks, num_ranks, rank, summed
 from silc_bench.trainer.config.config import Config
+
+if TYPE_CHECKING:
+    import torch.distributed.fsdp as fsdp
+    import torch.distributed.tensor as dtensor
+    from torch.distributed.device_mesh import DeviceMesh
+else:
+    # as slow to import as half of torch, and most runs shard nothing
+    fsdp, dtensor = Later("torch.distributed.fsdp"), Later("torch.distributed.tensor")
 
 # Of torch.cpu.get_capabilities: two names of x86, then two of ARM.
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
@@ -45,13 +63,130 @@ T = TypeVar("T")
 
 
 def parallel(student: nn.Module) -> nn.Module:
-    """What is called instead of ``student``: with one process itself, else its DDP.
+    """What is called instead of ``student``: itself if it is sharded or alone, else its DDP.
 
-    DDP averages the gradients over the ranks while they are made.
+    Either averages the gradients over the ranks while they are made.
     """
-    if num_ranks() == 1:
+    if num_ranks() == 1 or _is_sharded_model(student):
         return student
     return DistributedDataParallel(student, gradient_as_bucket_view=True)
+
+
+def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
+    """The ranks as ``config.parallel`` shares the weights among them; None: each holds all.
+
+    Its last dimension shares, the one before it (hsdp) repeats. One process has nobody to share
+    with.
+
+    Raises:
+        UserError: hsdp on nodes with different numbers of processes.
+    """
+    if config.parallel == "ddp" or num_ranks() == 1:
+        return None
+    if config.parallel == "fsdp":
+        return dist.init_device_mesh(device.type, (num_ranks(),), mesh_dim_names=("shard",))
+
+    of_node = num_local_ranks()
+    if num_ranks() % of_node:
+        raise UserError(
+            f"{num_ranks()} processes are no whole number of nodes with {of_node} each",
+            about="parallel=hsdp",
+            fix="start as many processes on every node, or take parallel=fsdp",
+        )
+    sizes = (num_ranks() // of_node, of_node)
+    return dist.init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(
+    model: nn.Module, blocks: Iterable[nn.Module], mesh: DeviceMesh, methods: Sequence[str] = ()
+) -> None:
+    """Spread the weights of ``model`` over ``mesh``, in place, and bring them to its device.
+
+    Args:
+        blocks: parts of it that are gathered when they compute, one at a time.
+        methods: what is called from outside beside ``forward``, and needs the weights too.
+    """
+    size = mesh.size(mesh.ndim - 1)
+
+    def place(weight: nn.Parameter) -> dtensor.Shard:
+        # Positions are [1, N, W]: along their first dimension one rank would hold all of them.
+        # PyTorch shares other dimensions evenly only.
+        even = (dim for dim, count in enumerate(weight.shape) if count % size == 0)
+        return dtensor.Shard(next(even, 0))
+
+    for block in blocks:
+        fsdp.fully_shard(block, mesh=mesh, shard_placement_fn=place)
+    # What has no backward pass would stay whole until its next forward pass.
+    learns = any(weight.requires_grad for weight in model.parameters())
+    fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=not learns, shard_placement_fn=place)
+    for method in methods:
+        fsdp.register_fsdp_forward_method(model, method)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    # Who has made one has imported this.
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def own(tensor: Tensor) -> Tensor:
+    """What this rank holds of it: the memory itself."""
+    return cast("dtensor.DTensor", tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on every rank; of a sharded one every rank must ask."""
+    return cast("dtensor.DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
+
+
+def settled(values: Tensor) -> Tensor:
+    """Sharded values of which each rank has a summand, summed; every rank must ask."""
+    spread = cast("dtensor.DTensor", values)
+    places = [dtensor.Replicate() if place.is_partial() else place for place in spread.placements]
+    return spread.redistribute(placements=places)
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """[n]: the 2-norm of each of n tensors; of sharded ones every rank must ask."""
+    of_mine = torch.stack(torch._foreach_norm([own(tensor) for tensor in tensors]))
+    if not is_sharded(tensors[0]):
+        return of_mine
+
+    mesh = cast("dtensor.DTensor", tensors[0]).device_mesh
+    squares = of_mine.square()
+    dist.all_reduce(squares, group=mesh.get_group(mesh.ndim - 1))
+    return squares.sqrt()
+
+
+@contextmanager
+def gathered(*models: nn.Module) -> Iterator[None]:
+    """Inside, any part of the models can be called; every rank must do the same there.
+
+    Weights of their blocks come and go with each call, all others stay whole until the end.
+    """
+    sharded = [model for model in models if _is_sharded_model(model)]
+    for model in sharded:
+        cast("fsdp.FSDPModule", model).unshard()
+    try:
+        yield
+    finally:
+        for model in sharded:
+            cast("fsdp.FSDPModule", model).reshard()
+
+
+def _is_sharded_model(model: nn.Module) -> bool:
+    return any(map(is_sharded, model.parameters()))
+
+
+@torch.no_grad()
+def state_for_first(model: nn.Module) -> dict[str, Tensor] | None:
+    """The first rank's answer is the state of a sharded model, whole; every rank must ask."""
+    state = {}
+    for name, value in model.state_dict().items():
+        complete = whole(value)
+        if rank() == 0:
+            state[name] = complete
+    return state if rank() == 0 else None
 
 
 def share_of(batch_size: int, count: int | None = None, sharers: str = "processes") -> int:

@@ -41,7 +41,7 @@ from silc_bench.trainer.config.config import Config, changed, flatten, from_dict
 from silc_bench.trainer.config.presets import SECOND_PHASES
 from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
 from silc_bench.trainer.data.texts import Texts, look_at
-from silc_bench.trainer.device import DataWait, share_of
+from silc_bench.trainer.device import DataWait, is_sharded, share_of
 from silc_bench.trainer.monitor.bounds import check_on_collapse
 from silc_bench.trainer.monitor.fit import check_fit, duration, hours_of
 from silc_bench.trainer.monitor.history import start_of
@@ -74,6 +74,7 @@ OF_THE_MACHINE = (
     "probe",
     "checkpointing",
     "micro_batch",
+    "parallel",
 )
 
 # Beginnings of the names of fields that may differ when a run is resumed.
@@ -267,7 +268,8 @@ def train(
             # others only do the steps.
             writer = checkpoint.Writer(run, checkpoint.is_sharded(state.payload()))
             if rank() > 0:
-                return _follow(state, source, writer, stop.received)
+                silent = Watch(state.config, device, console, "warn", source.damage, lambda _: None)
+                return _follow(state, source, writer, stop.received, silent)
 
             online = None
             if wandb:
@@ -324,7 +326,8 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     late = config.start_step if config.is_taught_at(config.start_step) else 0
     taught = f", the teacher from step {late + 1:,} on" if late else ""
     begun = f", going on after step {state.step:,}" if state.step else ""
-    processes = f"{num_ranks()} processes on " if num_ranks() > 1 else ""
+    shared = "" if config.parallel == "ddp" else f" that share the weights ({config.parallel})"
+    processes = f"{num_ranks()} processes{shared} on " if num_ranks() > 1 else ""
     compiled = ""
     if config.compile:
         compiled = "; the first steps compile the blocks, for a minute or more"
@@ -342,20 +345,36 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
 
 
 def _follow(
-    state: TrainState, source: Source, writer: checkpoint.Writer, received: list[int]
+    state: TrainState,
+    source: Source,
+    writer: checkpoint.Writer,
+    received: list[int],
+    watch: Watch,
 ) -> Path:
     """What every rank but the first does: the same steps, without log and probes.
 
-    Of a sharded state it writes its part of the same checkpoints.
+    Of a sharded state it writes its part of the same checkpoints, and helps to make the rows of the
+    log and the models that the first rank measures.
     """
     config = state.config
+    helps = is_sharded(state.student.log_scale)
+    if helps and config.probe.every and state.start is not None and state.step == 0:
+        state.to_evaluate()
     with closing(_my_batches(state, source)) as batches, writer:
         while state.step < config.num_steps:
-            train_step(state, next(batches))
+            is_row = helps and _is_row(state.step + 1, config)
+            batch = next(batches)
+            if is_row:
+                watch.before_step(state)
+            values = train_step(state, batch)
 
             # A collective call, as in ``_loop``: the ranks learn of a signal after the same step.
             signals, is_due = _of_all_ranks(received)
             is_stopped = any(signals)
+            if is_row:
+                watch.row(state, batch, values, seconds_per_step=1.0, wait_share=0.0)
+            if helps and _is_probe(state.step, config):
+                state.to_evaluate()
             if writer.needs_all:
                 writer.check()
                 if is_due or is_stopped or _is_saved_after(state.step, config):
@@ -368,8 +387,17 @@ def _follow(
 
 def _is_saved_after(step: int, config: Config) -> bool:
     """Whether a checkpoint follows a step whatever happens: after so many, a probe and the last."""
-    is_probe = config.probe.every > 0 and step % config.probe.every == 0
-    return step % config.checkpoint_every == 0 or step == config.num_steps or is_probe
+    is_last = step == config.num_steps
+    return step % config.checkpoint_every == 0 or is_last or _is_probe(step, config)
+
+
+def _is_probe(step: int, config: Config) -> bool:
+    every = config.probe.every
+    return every > 0 and (step % every == 0 or step == config.num_steps)
+
+
+def _is_row(step: int, config: Config) -> bool:
+    return step % config.log_every == 0 or step == config.num_steps
 
 
 def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, None]:
@@ -425,8 +453,8 @@ def _loop(
                 batch = wait.next(batches)
             number = state.step + 1  # of this step, from 1 as in the log
             is_last = number == config.num_steps
-            is_row = is_last or number % config.log_every == 0
-            is_probe = probe is not None and (is_last or number % config.probe.every == 0)
+            is_row = _is_row(number, config)
+            is_probe = _is_probe(number, config)
 
             if is_row:
                 watch.before_step(state)
@@ -462,7 +490,7 @@ def _loop(
             if probe is not None and is_probe:
                 before = time.perf_counter()
                 with saving_first(), stop.leavable():
-                    scores = probe(state)
+                    scores = probe(state.to_evaluate())
                     if scores:  # nothing could be scored of a student that diverged
                         log.write_probe(state.step, scores | probe.teacher, probe.errors)
                 mark += time.perf_counter() - before  # the speed of a row is that of its steps
@@ -563,7 +591,7 @@ def _saving_first(
 
 def _probe_of_start(state: TrainState, probe: Probe, log: RunLog) -> dict[str, dict[str, float]]:
     """What other weights score before the first step: later probes are compared with it."""
-    scores = probe(state)
+    scores = probe(state.to_evaluate())
     if probe.diverged:
         raise RunError(
             f"its weights cannot be measured: {probe.diverged}",

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from silc_bench.trainer.config.config import DistillationConfig, OptimConfig
+from silc_bench.trainer.device import is_sharded, own, settled, whole
 from silc_bench.trainer.silc.student import TAUGHT, Student
 
 MIN_FACTORED = 32  # the second largest dimension of a tensor that Adafactor factors
@@ -101,6 +102,15 @@ def layers_above(name: str, student: Student) -> int:
     if block:
         return depth - int(block[1])
     return depth + 1 if rest.startswith(("patch.", "positions", "embedding.")) else 0
+
+
+def clip_gradients(student: Student, max_norm: float) -> Tensor:
+    """The norm of the gradient, over all weights and ranks, before it is cut to ``max_norm``."""
+    weights = list(student.parameters())
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients, foreach=True))
+    nn.utils.clip_grads_with_norm_(weights, max_norm, norm, foreach=True)
+    return norm
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -176,8 +186,8 @@ class Average:
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
         """average <- momentum * average + (1 - momentum) * student, once an optimiser step."""
-        average = list(self.weights.values())
-        weights = list(averaged(student).values())
+        average = [own(value) for value in self.weights.values()]
+        weights = [own(value) for value in averaged(student).values()]
         get_ema_multi_avg_fn(momentum)(average, weights, 0)
 
 
@@ -260,16 +270,24 @@ def _scaled(gradient: Tensor, state: dict[str, Tensor], decay: float) -> Tensor:
         return gradient * state["square"].rsqrt()
 
     second, largest = dims
-    of_rows = square.mean(largest, keepdim=True)
-    of_columns = square.mean(second, keepdim=True)
+    of_rows = _mean(square, largest)
+    of_columns = _mean(square, second)
     rows = _moved(state.get("rows"), of_rows, decay)
     columns = _moved(state.get("columns"), of_columns, decay)
     state["rows"] = rows
     state["columns"] = columns
 
     # Their product stands for the whole moment; the mean would be in it twice.
-    rows = rows / rows.mean(second, keepdim=True)
+    rows = rows / _mean(rows, second)
     return gradient * rows.rsqrt() * columns.rsqrt()
+
+
+def _mean(values: Tensor, dim: int) -> Tensor:
+    """Over one dimension, which stays; of sharded values over all ranks."""
+    if not is_sharded(values):
+        return values.mean(dim, keepdim=True)
+    # The mean of the ranks' means would be another number where their shares differ in size.
+    return settled(values.sum(dim, keepdim=True)) / values.shape[dim]
 
 
 def _moved(moment: Tensor | None, value: Tensor, decay: float) -> Tensor:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,15 +28,34 @@ from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.init import Start
 from silc_bench.trainer.config.config import LOSSES, Config, from_dict, to_dict
 from silc_bench.trainer.data.stream import Batch
-from silc_bench.trainer.device import Answer, first_of, mean_over_ranks, parallel, resolve, send
-from silc_bench.trainer.optim import Average, average_at, ema_at, lr_at, make_optimizer, set_lr
+from silc_bench.trainer.device import (
+    Answer,
+    first_of,
+    is_sharded,
+    mean_over_ranks,
+    mesh_of,
+    parallel,
+    resolve,
+    send,
+    shard,
+    state_for_first,
+)
+from silc_bench.trainer.optim import (
+    Average,
+    average_at,
+    clip_gradients,
+    ema_at,
+    lr_at,
+    make_optimizer,
+    set_lr,
+)
 from silc_bench.trainer.silc import losses
 from silc_bench.trainer.silc.distillation import Targets, distillation_loss
 from silc_bench.trainer.silc.masking import draw_masked
 from silc_bench.trainer.silc.student import MicroBatches, Student, StudentOutput, init_weights
 from silc_bench.trainer.silc.teacher import Taught, Teacher
 from silc_bench.trainer.silc.tokenizers import AnyTokenizer, read_tokenizer
-from silc_bench.trainer.silc.towers import compile_blocks
+from silc_bench.trainer.silc.towers import blocks_of, compile_blocks
 from silc_bench.trainer.silc.views import make_views
 
 COUNTERS = ("step", "samples_seen", "position")  # of a checkpoint
@@ -93,9 +112,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
 
     state.optimizer.zero_grad()
     loss.backward()
-    gradient_norm = nn.utils.clip_grad_norm_(
-        student.parameters(), config.optim.clip_norm, foreach=True
-    )
+    gradient_norm = clip_gradients(student, config.optim.clip_norm)
     values = global_values({**terms, "loss": loss, "gradient_norm": gradient_norm})
     state.check_finite(values)  # every rank stops, or none; on a CPU before the weights move
     state.optimizer.step()
@@ -237,14 +254,24 @@ class TrainState:
         init_weights(student, config.seed)
         if start is not None:
             start.fill(student)
-        student.to(device)
+
+        # Where ranks share the weights, nothing is whole on a device: each share goes there alone.
+        mesh = mesh_of(config, device)
+        if mesh is None:
+            student.to(device)
 
         # The teacher begins as a copy of the student, so the student's weights must stand first.
-        teacher = Teacher(student, config.distillation).to(device)
+        teacher = Teacher(student, config.distillation)
+        if mesh is None:
+            teacher.to(device)
         if start is not None and start.center is not None:
             teacher.center.copy_(start.center)
         if config.compile:
             compile_blocks(student, teacher)
+        if mesh is not None:
+            # A locked tower is encoded outside of the student's own call, too.
+            shard(student, blocks_of(student), mesh, methods=["of_locked"])
+            shard(teacher, blocks_of(teacher), mesh, methods=["targets"])
 
         optimizer = make_optimizer(student, config.optim)
         state = cls(config, student, teacher, optimizer, tokenizer, forward=student)
@@ -322,6 +349,25 @@ class TrainState:
     def parameters(self) -> list[Tensor]:
         """What the optimiser moves, in the order by which its state is numbered."""
         return [weight for group in self.optimizer.param_groups for weight in group["params"]]
+
+    def to_evaluate(self) -> TrainState:
+        """This state with models that one rank can call alone: itself, if nothing is sharded.
+
+        Else every rank must ask, and the first one gets them: the student, and where the
+        configuration's probe measures it the teacher, whole on its device.
+        """
+        if not is_sharded(self.student.log_scale):
+            return self
+
+        with torch.device("meta"):
+            student = Student(self.config)
+            teacher = Teacher(student, self.config.distillation)
+        for empty, model in ((student, self.student), (teacher, self.teacher)):
+            if empty is student or self.config.probe.teacher:
+                weights = state_for_first(model)
+                if weights is not None:
+                    empty.load_state_dict(weights, assign=True)
+        return replace(self, student=student, teacher=teacher)
 
     @classmethod
     def restore(cls, payload: dict[str, Any], device: torch.device) -> TrainState:

@@ -58,6 +58,13 @@ def train(
             " big_vision:."
         ),
     ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            help="Under torchrun: ddp (each process holds all weights), fsdp (they share them) or"
+            " hsdp (those of a node do)."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="field=value, as in optim.lr=3e-4; may be repeated."),
@@ -91,8 +98,11 @@ def train(
     """Train SILC, or a step of its ablation."""
     from silc_bench.trainer.config.presets import configure
 
+    sets = list(set_ or ())
+    if parallel is not None:
+        sets.append(f"parallel={parallel}")
     config = configure(
-        preset, objective, data=data, samples=samples, seed=seed, init=init, sets=set_ or ()
+        preset, objective, data=data, samples=samples, seed=seed, init=init, sets=sets
     )
 
     if as_json and not (show_config or dry_run):

@@ -12,11 +12,18 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch.utils._pytree import tree_leaves
 
 from silc_bench.errors import UserError
 from silc_bench.system.processes import joined, meet, num_ranks, rank
 from silc_bench.trainer.data.stream import Batch, open_source
-from silc_bench.trainer.device import first_of, log_sum_exp_over_ranks, mean_over_ranks
+from silc_bench.trainer.device import (
+    first_of,
+    log_sum_exp_over_ranks,
+    mean_over_ranks,
+    own,
+    whole,
+)
 from silc_bench.trainer.loop import run_training
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.silc.views import Views, make_views
@@ -58,13 +65,48 @@ def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
         with mock.patch("silc_bench.trainer.train.make_views", partial(views_as, dtype)):
             row = train_step(state, rows_of(batch))
         values.append({name: value.item() for name, value in row.items()})
-        gradients.append(
-            {n: p.grad.clone() for n, p in state.student.named_parameters() if p.requires_grad}
-        )
+        learning = {n: p for n, p in state.student.named_parameters() if p.requires_grad}
+        gradients.append({n: whole(p.grad).clone() for n, p in learning.items()})
     counters = state.step, state.samples_seen, state.position
-    return copy.deepcopy(
-        (values, gradients, state.student.state_dict(), state.teacher.state_dict(), counters)
-    )
+    models = [
+        {name: whole(value) for name, value in model.state_dict().items()}
+        for model in (state.student, state.teacher)
+    ]
+    return copy.deepcopy((values, gradients, *models, counters))
+
+
+def train_each(configs, tokenizer, batches, of_node=None):
+    """``train`` of each configuration in float64; ``of_node`` ranks are a node."""
+    with node_of(of_node):
+        return [train(config, tokenizer, batches, torch.float64) for config in configs]
+
+
+def node_of(count):
+    return mock.patch.dict(os.environ, {"LOCAL_WORLD_SIZE": str(count)} if count else {})
+
+
+def shares_of(config, tokenizer, batches, of_node):
+    """After a step: {part: the share of its numbers that this rank holds}."""
+    with node_of(of_node):
+        state = TrainState.create(config, tokenizer, torch.device("cpu"))
+    train_step(state, rows_of(batches[0]))
+    parts = {
+        "student": list(state.student.parameters()),
+        "teacher": list(state.teacher.parameters()),
+        "gradients": [p.grad for p in state.student.parameters()],
+        "average": list(state.average.weights.values()),
+        "optimizer": [
+            leaf for leaf in tree_leaves(state.optimizer.state_dict()) if is_matrix(leaf)
+        ],
+    }
+    return {
+        part: sum(own(x).numel() for x in tensors) / sum(x.numel() for x in tensors)
+        for part, tensors in parts.items()
+    }
+
+
+def is_matrix(leaf):
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 
 
 def views_as(dtype, *args, **kwargs):

@@ -204,6 +204,9 @@ class Config:
     precision: str = "auto"
     # of activations; "blocks": a backward pass computes each block anew, with the same result
     checkpointing: str = "none"
+    # of several processes: "ddp" (each holds all weights), "fsdp" (each holds a share), "hsdp" (the
+    # processes of a node share them, and every node holds them)
+    parallel: str = "ddp"
     compile: bool = False  # torch.compile each block: other roundings, fewer passes over memory
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
@@ -313,6 +316,7 @@ CHOICES = {
     "optim.schedule": ("rsqrt", "cosine", "wsd"),
     "precision": ("auto", "bf16", "fp32"),
     "checkpointing": ("none", "blocks"),
+    "parallel": ("ddp", "fsdp", "hsdp"),
 }
 LABELS = ("preset", "objective")  # what the other fields were derived from
 

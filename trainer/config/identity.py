@@ -18,6 +18,7 @@ NO_RECIPE = (
     "checkpoint_keep_every",
     "checkpoint_minutes",
     "probe",
+    "parallel",
 )
 
 

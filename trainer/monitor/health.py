@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from silc_bench.errors import RunError
 from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.data.stream import Batch
+from silc_bench.trainer.device import gathered, norms, own
 from silc_bench.trainer.monitor.bounds import (
     CERTAIN,
     LEAP,
@@ -84,13 +85,14 @@ class Health:
     def row(
         self, state: TrainState, batch: Batch, gradient_norm: float, images_per_second: float
     ) -> dict[str, float]:
-        """The row's numbers of a step that ``before_step`` came before.
+        """The row's numbers of a step that ``before_step`` came before; of its images, this rank's.
+
+        Where the state is sharded every rank must ask.
 
         RunError where the step overflowed the student.
         """
-        changes = []
-        for now, old in zip(_watched(state), self._before, strict=True):
-            changes.append((now - old).norm() / old.norm())
+        moves = [now - old for now, old in zip(_watched(state), self._before, strict=True)]
+        changes = norms(moves) / norms(self._before)
         self._before = []  # its memory is free again until the next row
 
         # ``state.step`` counts the step that was just done, whose own number is one less.
@@ -101,7 +103,7 @@ class Health:
         return {
             **self._of_images(state, batch),
             "ema_distance": _distance(state.student.vision, state.teacher.vision),
-            "update_ratio": float(torch.stack(changes).max()),
+            "update_ratio": float(changes.max()),
             **_gradient_norms(state, gradient_norm),
             "mfu": flops / peak,
         }
@@ -120,7 +122,10 @@ class Health:
         assert views.global_crops is not None
         crops = views.global_crops.flatten(0, 1)  # [T * H, 3, S, S]
 
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with (
+            gathered(student, teacher),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"),
+        ):
             features = student.vision(crops)
             if not torch.isfinite(features).all():
                 raise RunError(
@@ -189,8 +194,9 @@ class Health:
         verdicts: dict[str, Verdict] = {}
         config = state.config.distillation
         watched = {
-            "student": _matrix(state.student.vision, -1),
-            "teacher": _matrix(state.teacher.vision, -1),
+            # of sharded ones the first rank's share, because it judges alone
+            "student": own(_matrix(state.student.vision, -1)),
+            "teacher": own(_matrix(state.teacher.vision, -1)),
             "": state.teacher.center,
             PATCH: state.teacher.patch_center,
         }
@@ -213,7 +219,7 @@ class Health:
             )
 
         for head in (state.student.head, state.student.patch_head):
-            precision = None if head is None else _rounded_to(head.prototypes)
+            precision = None if head is None else _rounded_to(own(head.prototypes))
             if precision is not None:
                 verdicts["head in half precision"] = Verdict(
                     f"the weights of the head hold no more than {precision}: small updates are lost"
@@ -368,9 +374,8 @@ def _distance(student: nn.Module, teacher: nn.Module) -> float:
     """|student - teacher| / |student| over all weights."""
     ours: list[Tensor] = list(student.parameters())
     theirs: list[Tensor] = list(teacher.parameters())
-    apart = [(our - their).norm() for our, their in zip(ours, theirs, strict=True)]
-    size = torch.stack(torch._foreach_norm(ours)).norm()
-    return float(torch.stack(apart).norm() / size)
+    apart = [our - their for our, their in zip(ours, theirs, strict=True)]
+    return float(norms(apart).norm() / norms(ours).norm())
 
 
 def _gradient_norms(state: TrainState, gradient_norm: float) -> dict[str, float]:
@@ -383,7 +388,7 @@ def _gradient_norms(state: TrainState, gradient_norm: float) -> dict[str, float]
             continue
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if gradients:
-            squares[name] = float(torch.stack(torch._foreach_norm(gradients)).square().sum())
+            squares[name] = float(norms(gradients).square().sum())
 
     # Clipping scaled all of them alike, and the optimiser leaves them as they were. So the norm
     # before clipping says what to scale them back by.

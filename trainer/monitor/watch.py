@@ -19,6 +19,7 @@ from silc_bench.system.processes import num_local_ranks, num_ranks
 from silc_bench.system.terminal import warn
 from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.data.stream import Batch, crowding
+from silc_bench.trainer.device import whole
 from silc_bench.trainer.monitor.bounds import MAX_LEFT_OUT, MAX_WAIT
 from silc_bench.trainer.monitor.cost import flops_per_image
 from silc_bench.trainer.monitor.health import Health, Verdict
@@ -68,6 +69,8 @@ class Watch:
     ) -> dict[str, float]:
         """The row of the step that was just done.
 
+        Where the state is sharded every rank must ask.
+
         ``values``: its losses and its gradient norm. ``wait_share``: the share of the time that was
         spent waiting for data.
         """
@@ -78,8 +81,8 @@ class Watch:
         return {
             **numbers,
             "lr": lr_at(state.step - 1, config.num_steps, config.optim),
-            "logit_scale": state.student.log_scale.exp().item(),
-            "logit_bias": state.student.logit_bias.item(),
+            "logit_scale": whole(state.student.log_scale).exp().item(),
+            "logit_bias": whole(state.student.logit_bias).item(),
             "samples_seen": state.samples_seen,
             # Pairs count as often as they were met. Both numbers are in the checkpoint, so the
             # difference is the same after any --resume, which the count of ``damage`` is not.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from silc_bench.trainer.config.config import DistillationConfig
-from silc_bench.trainer.device import mean_over_ranks
+from silc_bench.trainer.device import mean_over_ranks, own
 from silc_bench.trainer.silc.distillation import Head, Targets, log_sum_exp, sinkhorn_targets
 from silc_bench.trainer.silc.masking import take
 from silc_bench.trainer.silc.student import Student
@@ -129,8 +129,10 @@ class Teacher(nn.Module):
 
         With momentum 0 it becomes the student.
         """
-        theirs = [student.get_parameter(name) for name, _ in self.named_parameters()]
-        get_ema_multi_avg_fn(momentum)(list(self.parameters()), theirs, 0)
+        # Both are sharded alike, so each rank moves what it holds.
+        ours = [own(weight) for weight in self.parameters()]
+        theirs = [own(student.get_parameter(name)) for name, _ in self.named_parameters()]
+        get_ema_multi_avg_fn(momentum)(ours, theirs, 0)
 
     @torch.no_grad()
     def update_center(self, taught: Taught) -> None:
