@@ -70,8 +70,6 @@ class Copies:
 
     def __init__(self, payload: dict[str, Any], buffers: dict[str, Tensor] | None = None) -> None:
         """``buffers``: page-locked memory of the copies before, to be used again."""
-        buffers = {} if buffers is None else buffers
-        self.buffers = buffers
         found: list[tuple[Place, DTensor]] = []
         rest = _without_sharded(payload, (), found)
         sharded = [(place, _settled(tensor)) for place, tensor in found]
@@ -79,26 +77,39 @@ class Copies:
         self.places = {_name(place): place for place, _ in sharded}
         self.tensors = {_name(place): tensor for place, tensor in sharded}
 
-        self.locals: dict[str, Tensor] = {}
-        for name, tensor in self.tensors.items():
-            local = tensor.to_local().detach()
-            if not local.is_cuda:
-                self.locals[name] = local.to("cpu", copy=True).contiguous()
-                continue
-
-            # The GPU fills page-locked memory while the host goes on to the next tensor.
-            buffer = buffers.get(name)
-            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
-                buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=True)
-                buffers[name] = buffer
-            self.locals[name] = buffer.copy_(local, non_blocking=True)
-        if buffers:
-            torch.cuda.current_stream().synchronize()
+        held = {name: tensor.to_local().detach() for name, tensor in self.tensors.items()}
+        self.locals = on_host(held, {} if buffers is None else buffers)
 
     @property
     def num_bytes(self) -> int:
         """Of all tensors, over all ranks."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+
+def on_host(tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of each on the CPU.
+
+    The host waits once for a GPU, which fills page-locked memory: ``buffers``, by name, which are
+    made where they are not there yet.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_cuda:
+            copies[name] = tensor.to("cpu", copy=True).contiguous()
+            continue
+
+        buffer = buffers.get(name)
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory()
+            buffers[name] = buffer
+        buffer.copy_(tensor, non_blocking=True)
+        copies[name] = buffer
+
+    if buffers:
+        arrived = torch.cuda.Event()
+        arrived.record()
+        arrived.synchronize()
+    return copies
 
 
 def write(

@@ -10,6 +10,7 @@ import on_shards
 import pytest
 import torch
 from gloo_pool import GlooPool
+from pretended_gpu import CUDA, pretended_gpu
 from random_runs import random_state
 from refusals import refused
 from runs import close, differing, end_of, equal, rows_of, saved_in
@@ -21,6 +22,7 @@ from silc_bench.models.specs import specs_of
 from silc_bench.models.weights import pickles
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
+from silc_bench.trainer.checkpoints import sharded
 from silc_bench.trainer.checkpoints.export import export, load_trained
 from silc_bench.trainer.checkpoints.file import DamagedCheckpointError
 
@@ -111,6 +113,20 @@ def test_torchs_own_tools_read_the_folder(run, tmp_path):
     assert equal(theirs["student"], dict(ours["student"]))
     moments = ours["optimizer"]["state"][3]
     assert torch.equal(theirs["optimizer"]["state"]["3"]["exp_avg"], moments["exp_avg"])
+
+
+def test_a_gpu_fills_the_same_page_locked_memory_each_time():
+    """And the host waits once, not for each tensor."""
+    buffers, places = {}, []
+    for value in (1.0, 2.0):
+        with pretended_gpu() as gpu:
+            tensors = {name: torch.full((3, 2), value, device=CUDA) for name in "ab"}
+            gpu.waits.clear()
+            copies = sharded.on_host(tensors, buffers)
+            assert gpu.waits == []
+        assert all(torch.equal(copy, torch.full((3, 2), value)) for copy in copies.values())
+        places.append([copy.data_ptr() for copy in copies.values()])
+    assert places[0] == places[1]
 
 
 # --- a whole run, as torchrun starts it -----------------------------------------------------------
