@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from silc_bench.trainer.config.config import ViewsConfig
-from silc_bench.trainer.silc.views import BLUR_REACH, BLUR_REFERENCE, make_views
+from silc_bench.trainer.silc.views import BLUR_REACH, blur_sigmas, make_views
 
 CROPS = frozenset({"global_crops", "local_crops"})
 
@@ -40,11 +40,14 @@ def main() -> None:
     )
     parser.add_argument("--global-size", type=int, default=48)
     parser.add_argument("--local-size", type=int, default=24)
+    parser.add_argument("--resize", choices=("bilinear", "bicubic"), default="bilinear")
     parser.add_argument("--batches", type=int, default=20, help="timed batches; the median counts")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = ViewsConfig(global_size=options.global_size, local_size=options.local_size)
+    config = ViewsConfig(
+        global_size=options.global_size, local_size=options.local_size, resize=options.resize
+    )
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch_size, 3, options.canvas, options.canvas)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -126,10 +129,12 @@ def transform(
         if is_global
         else (config.local_size, config.local_area)
     )
-    low, high = (sigma * size / BLUR_REFERENCE for sigma in config.blur_sigma)
+    low, high = blur_sigmas(config, size)
     blur = v2.GaussianBlur(2 * max(1, round(BLUR_REACH * high)) + 1, (low, high))
     steps = [
-        v2.RandomResizedCrop(size, scale=area, antialias=True),
+        v2.RandomResizedCrop(
+            size, scale=area, interpolation=v2.InterpolationMode(config.resize), antialias=True
+        ),
         v2.RandomHorizontalFlip(config.flip_prob),
         v2.RandomApply([v2.ColorJitter(*config.jitter)], config.jitter_prob),
         v2.RandomGrayscale(config.gray_prob),

@@ -104,6 +104,9 @@ EXACT = 1e-4
 # Fields of a configuration that a run takes from its start.
 OF_WEIGHTS = ("vision.gelu", "text.gelu")
 
+# What a run's towers need not share with its source.
+FREE = ("vision.image_size", "vision.init_positions")
+
 
 @dataclass(frozen=True)
 class Start:
@@ -311,11 +314,14 @@ def _check_sizes(config: Config, towers: Towers, name: str) -> None:
 
 
 def _sizes(config: Config) -> dict[str, Any]:
-    """Fields of both towers by their paths, without the image's size."""
+    """Fields of both towers by their paths, without the image's size.
+
+    Nor what positions start as: the source brings its own.
+    """
     return {
         path: value
         for path, value in flatten(config).items()
-        if path.startswith(("vision.", "text.")) and path != "vision.image_size"
+        if path.startswith(("vision.", "text.")) and path not in FREE
     }
 
 

@@ -32,6 +32,9 @@ class VisionConfig:
     mlp_dim: int = 3072
     # "tanh" (big_vision's approximation) or "exact" (most of open_clip's SigLIPs)
     gelu: str = "tanh"
+    # what the learned positions start as: "sincos" (2205.01580) or "normal" (std 1/sqrt(width),
+    # SigLIP's)
+    init_positions: str = "sincos"
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,11 @@ class ViewsConfig:
     gray_prob: float = 0.2
     # first global view, every other global view, local views
     blur_probs: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    # pixels at a view of 224 px; scaled with the view's size
+    # pixels, at a view of ``blur_size`` pixels a side
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_size: int = 224  # a view of another size is blurred in proportion; 0: of any size the same
+    # of crops, with antialias: "bilinear" or "bicubic" (Pillow's); "original" is bilinear always
+    resize: str = "bilinear"
     solarize_prob: float = 0.2  # every global view but the first
 
 
@@ -133,6 +139,8 @@ class DistillationConfig:
     # "local+global": also the student's other global views
     pairs: str = "local"
     num_prototypes: int = 65_536
+    # what they start as: "normal" (std 0.02) or "uniform" (up to 1/sqrt(bottleneck_dim), DINO's)
+    init_prototypes: str = "normal"
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     student_temp: float = 0.1
@@ -304,11 +312,14 @@ CONTROLS: dict[str, dict[str, Any]] = {
 OBJECTIVES = ("silc", "contrastive+views", "contrastive", *CONTROLS)
 CHOICES = {
     "vision.gelu": ("tanh", "exact"),
+    "vision.init_positions": ("sincos", "normal"),
     "text.gelu": ("tanh", "exact"),
+    "views.resize": ("bilinear", "bicubic"),
     "contrastive.loss": LOSSES,
     "contrastive.equal_texts": ("negative", "positive"),
     "contrastive.images": ("global", "original", "original+global"),
     "distillation.pairs": ("local", "local+global"),
+    "distillation.init_prototypes": ("normal", "uniform"),
     "distillation.centering": ("mean", "sinkhorn"),
     "distillation.ema_schedule": ("fixed", "cosine"),
     "optim.kind": ("adamw", "adafactor"),
@@ -359,6 +370,7 @@ BOUNDS = (
             "optim.warmup_fraction",
             "optim.weight_decay",
             "probe.every",
+            "views.blur_size",
             "views.jitter",
             "views.num_local",
         ),

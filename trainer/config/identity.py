@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from silc_bench.results.question import hash_of
-from silc_bench.trainer.config.config import Config, flatten
+from silc_bench.trainer.config.config import Config, TextConfig, VisionConfig, flatten
 
 # fields of the configuration that leave the weights as they are, and the seed
 NO_RECIPE = (
@@ -21,6 +21,15 @@ NO_RECIPE = (
     "parallel",
 )
 
+# Fields that are younger than records with a recipe. At their default, which is what every run did
+# before them, they are left out, so that those records keep theirs.
+YOUNGER = (
+    "vision.init_positions",
+    "views.blur_size",
+    "views.resize",
+    "distillation.init_prototypes",
+)
+
 
 def named(source: str) -> str:
     """A source as others may read it: where a folder lies on one machine tells them nothing."""
@@ -29,10 +38,13 @@ def named(source: str) -> str:
 
 def recipe_of(config: Config) -> str:
     """16 hex digits over all that makes the weights but the seed, which runs of a study vary."""
+    before = flatten(Config("", VisionConfig(), TextConfig()))
     fields = {
         name: value
         for name, value in flatten(config).items()
-        if name.partition(".")[0] not in NO_RECIPE and name != "data.source"
+        if name.partition(".")[0] not in NO_RECIPE
+        and name != "data.source"
+        and not (name in YOUNGER and value == before[name])
     }
     # `--seed` sets this one too. 0, which records of the first seed hold, and not left out.
     fields["data.seed"] = config.data.seed - config.seed

@@ -45,7 +45,11 @@ IDLE = (
         "masked.weight is 0",
     ),
     Idle(("views.jitter",), lambda c: c.views.jitter_prob == 0, "views.jitter_prob is 0"),
-    Idle(("views.blur_sigma",), lambda c: not any(c.views.blur_probs), "views.blur_probs are 0"),
+    Idle(
+        ("views.blur_sigma", "views.blur_size"),
+        lambda c: not any(c.views.blur_probs),
+        "views.blur_probs are 0",
+    ),
     Idle(
         ("views.solarize_prob",),
         lambda c: c.views.num_global == 1,

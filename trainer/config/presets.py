@@ -40,6 +40,16 @@ NO_COLOUR_CHANGES = {
 }
 
 
+# What DINO, DINOv2 and COSMOS share, and SigLIP's positions. The tiny presets keep what their
+# committed results were trained with.
+_SOURCES = {
+    "vision.init_positions": "normal",
+    "views.resize": "bicubic",
+    "views.blur_size": 0,
+    "distillation.init_prototypes": "uniform",
+}
+
+
 def b16() -> Config:
     """SILC ViT-B/16 at 256 px as far as the paper tells.
 
@@ -48,7 +58,7 @@ def b16() -> Config:
     # 20 billion pairs in batches of 16,384 are 1,220,703 steps, with 50,000 to warm up and as many
     # to cool down.
     ramp = 50_000 / 1_220_703
-    return Config(
+    config = Config(
         preset="b16",
         vision=VisionConfig(),
         text=TextConfig(),
@@ -57,6 +67,7 @@ def b16() -> Config:
         optim=OptimConfig(warmup_fraction=ramp, cooldown_fraction=ramp),
         probe=ProbeConfig(every=5_000),
     )
+    return changed(config, _SOURCES)
 
 
 def l16() -> Config:
@@ -129,6 +140,7 @@ def siglip2_dense() -> Config:
             "contrastive.images": "original",
             "distillation.weight": size_factor,
             "distillation.start_fraction": 0.8,
+            "distillation.ema_batch": 32_768,
             "masked.weight": 0.25 * size_factor,
             "masked.ratio": 0.5,
             "optim.schedule": "cosine",
@@ -142,17 +154,23 @@ def siglip2_dense() -> Config:
 def tips() -> Config:
     """TIPS (2410.16512) at ViT-B/16, with one caption an image.
 
-    CLIP's loss, distillation and masked patches from the start. Views are cropped and flipped only.
+    CLIP's loss, distillation and masked patches from the start, and one global view. Views are
+    cropped and flipped only. Local views have 96 px where TIPS has 98, in patches of 16 and not 14.
     """
     return changed(
         b16(),
         {
             "preset": "tips",
             **NO_COLOUR_CHANGES,
+            "views.num_global": 1,
             "contrastive.loss": "softmax",
             "distillation.num_prototypes": 32_768,
             "distillation.teacher_temp": 0.07,
+            "distillation.ema_momentum": 0.994,
+            "distillation.ema_schedule": "cosine",
             "masked.weight": 2.0,
+            "masked.ratio": 0.75,
+            "samples": 70 * 116_000_000,
         },
     )
 
@@ -374,6 +392,7 @@ def _check_meaning(config: Config) -> None:
 
 # Of a field, or of a section: its entry holds for each field that has none of its own.
 PROVENANCE = {
+    "vision.init_positions": "likely: SigLIP's (big_vision): normal, std 1/sqrt(width)",
     "vision": "likely: SigLIP's tower of this name, 256 px; g16 and the patch of so400m: open",
     "text": (
         "likely: same width and depth as the vision tower, 32k vocabulary, 64 tokens; so400m, g16:"
@@ -385,6 +404,9 @@ PROVENANCE = {
     "views.local_area": "sure",
     "views.global_size": "likely",
     "views.local_size": "likely",
+    "views.resize": "likely: bicubic with antialias (Pillow's) in DINO, DINOv2 and COSMOS",
+    "views.blur_sigma": "likely: DINO's, as a Gaussian; Pillow's, there, is three box filters",
+    "views.blur_size": "likely: DINO, DINOv2 and COSMOS do not scale it with the view",
     "views": "likely: DINO's augmentation",
     "contrastive.loss": "sure: both losses are in the paper",
     "contrastive.images": "sure: every global view meets the text",
@@ -397,6 +419,9 @@ PROVENANCE = {
     "distillation.num_prototypes": "sure",
     "distillation.hidden_dim": "likely: DINO's head",
     "distillation.bottleneck_dim": "likely: DINO's head",
+    "distillation.init_prototypes": (
+        "likely: torch's for a linear layer, in DINO, DINOv2 and COSMOS"
+    ),
     "distillation.start_fraction": "sure: SILC distils from the first step",
     "distillation.ema_momentum": (
         "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m is proportional to the batch"
@@ -426,26 +451,18 @@ _TEACHER = {
     "distillation.bottleneck_dim": "open: DINO's head, for views and for patches",
     "distillation.center_momentum": "open: DINO's, with a centre of their own for patches (iBOT)",
     "distillation.centering": "open: SILC's centre",
-    "distillation.ema_momentum": (
-        "open: SILC's at batch 16k, and 1 - m is proportional to the batch"
-    ),
     "distillation": "open: SILC's",
-    "masked.ratio": "open",
 }
 
 _SILCS = (  # of tips
-    "views.num_global",
     "views.num_local",
     "views.global_area",
     "views.local_area",
     "views.global_size",
-    "views.local_size",
     "text",
     "contrastive.images",
     "optim",
     "optim.schedule",
-    "batch_size",
-    "samples",
 )
 
 _OURS = {  # of a preset for one GPU
@@ -487,6 +504,11 @@ PROVENANCE_OF = {
         "views.global_size": "likely: the tower's 256 px",
         "views.local_size": "open: SILC's",
         "views": "open: SILC's augmentation",
+        "views.blur_probs": (
+            "open: SILC's; the only global view is DINO's first, so the teacher sees blurred ones"
+            " alone (0.1,0.1,0.5: as DINO's second)"
+        ),
+        "views.solarize_prob": "open: without effect, DINO's first global view is never solarised",
         "text": "open: SILC's; SigLIP 2 has Gemma's vocabulary of 256k",
         "contrastive.loss": "sure: the sigmoid loss",
         "contrastive.images": "sure: the original image alone",
@@ -495,6 +517,11 @@ PROVENANCE_OF = {
         "distillation.start_fraction": (
             "sure: at 80 % of training, teacher copied from the student, heads fresh"
         ),
+        "distillation.ema_momentum": (
+            "likely: SILC's 0.966, by the paper's words as there, at its batch of 32k; 1 - m is"
+            " proportional to the batch"
+        ),
+        "distillation.ema_batch": "likely: the paper's batch of 32k",
         "distillation.num_prototypes": "open: SILC's",
         "masked.weight": "sure: 0.25, times 0.25 at this size",
         "masked.ratio": (
@@ -519,8 +546,17 @@ PROVENANCE_OF = {
         "distillation.weight": "sure: 1",
         "distillation.start_fraction": "likely: from the first step",
         "distillation.num_prototypes": "sure: 32k",
-        "distillation.teacher_temp": "sure",
+        "distillation.teacher_temp": "sure for views; that patches have the same: open",
+        "distillation.ema_momentum": (
+            "likely: 0.994, rising to 1, at batch 16k, and 1 - m is proportional to the batch"
+        ),
+        "distillation.ema_schedule": "likely: half a cosine to 1",
         "masked.weight": "sure: 2",
+        "masked.ratio": "likely: 75 % of the patches; drawn at random over the view: open",
+        "views.num_global": "likely: one global view",
+        "views.local_size": "open: 96 px in patches of 16; TIPS has 98 in patches of 14: likely",
+        "batch_size": "likely: 16k",
+        "samples": "likely: 116 million pairs, 70 times",
     },
 }
 

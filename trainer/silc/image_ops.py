@@ -20,6 +20,7 @@ from torch.nn.functional import channel_shuffle, embedding_bag
 
 from silc_bench.trainer.device import send
 
+BICUBIC = -0.5  # Keys' parameter; Pillow's, and torch's where it antialiases
 GRAY = (0.2989, 0.587, 0.114)  # luma of red, green and blue, in torchvision's digits
 
 
@@ -42,21 +43,24 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def resampling_taps(
-    boxes: Tensor, flips: Tensor, size: int, device: torch.device
+    boxes: Tensor, flips: Tensor, size: int, device: torch.device, kind: str = "bilinear"
 ) -> tuple[Tensor, Tensor]:
     """What ``resample`` reads: columns and rows, int64 [2, n, size, t], and their fp32 weights.
 
-    The weights of an output pixel have the sum 1. They are a triangle as wide as an output pixel,
-    and at least as wide as an input pixel: the antialias filter of Pillow and torch.
+    The weights of an output pixel have the sum 1. They are a triangle, or Keys' cubic, that is
+    stretched by the size of an output pixel in input pixels where that is above 1: the antialias
+    filters of Pillow and torch.
 
     Args:
         boxes: int64 [n, 4] (top, left, height, width), on the CPU.
         flips: bool [n], on the CPU.
         size: output pixels a side.
         device: of the answer.
+        kind: "bilinear" or "bicubic".
     """
-    # As many pixels at most have their centre in a triangle.
-    taps = math.ceil(2 * max(1, boxes[:, 2:].max().item() / size))
+    # As many pixels at most have their centre under the filter, which reaches so far to each side.
+    support = {"bilinear": 1, "bicubic": 2}[kind]
+    taps = math.ceil(2 * support * max(1, boxes[:, 2:].max().item() / size))
 
     # [2, n, 1, 1]: columns first, then rows, as ``resample`` takes them. Only columns are flipped.
     starts = send(boxes[:, [1, 0]].T, device)[:, :, None, None]
@@ -66,15 +70,16 @@ def resampling_taps(
 
     # In input pixels, from the start of the box. fp64 until the difference is taken.
     scale = lengths.double() / size
-    reach = scale.clamp_min(1)
+    stretch = scale.clamp_min(1)
     centers = torch.arange(size, device=device, dtype=torch.float64)[:, None] + 0.5
     centers = torch.where(backwards, size - centers, centers) * scale
-    first = torch.ceil(centers - reach - 0.5)
+    first = torch.ceil(centers - support * stretch - 0.5)
 
-    # 1 - |distance| / reach, and 0 beyond the triangle.
+    # Distances in stretched pixels. A triangle is 1 - distance, and 0 beyond.
     index = torch.arange(taps, device=device)
-    weights = ((first + 0.5 - centers) / reach).float() + index / reach.float()
-    weights.abs_().neg_().add_(1).clamp_min_(0)
+    weights = ((first + 0.5 - centers) / stretch).float() + index / stretch.float()
+    weights.abs_()
+    weights = cubic(weights) if kind == "bicubic" else weights.neg_().add_(1).clamp_min_(0)
 
     # Nothing outside the box contributes: the weights inside make up for it.
     places = first.long() + index
@@ -83,14 +88,28 @@ def resampling_taps(
     return inside.add_(starts), weights.div_(weights.sum(-1, keepdim=True))
 
 
-def resample(pixels: Tensor, which: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Crop, antialiased bilinear resize and horizontal flip, as ``resized_crop(antialias=True)``.
+def cubic(distance: Tensor) -> Tensor:
+    """Keys' cubic convolution, from 1 at 0 through 0 at 1 to 0 from 2 on."""
+    x, a = distance, BICUBIC
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return torch.where(x < 1, near, far).masked_fill_(x >= 2, 0)
+
+
+def resample(
+    pixels: Tensor, which: Tensor, places: Tensor, weights: Tensor, kind: str = "bilinear"
+) -> Tensor:
+    """Crop, antialiased resize and horizontal flip, as ``resized_crop(antialias=True)``.
+
+    What a cubic lifts out of [0, 1] is cut off after the columns and after the rows, as Pillow does
+    in its bytes.
 
     Args:
         pixels: [N, 3, h, w] of ``to_pixels``.
         which: int64 [n], the images to take.
         places: of the ``resampling_taps`` of these images.
         weights: of the same taps.
+        kind: theirs.
 
     Returns:
         [n, 3, size, size].
@@ -103,9 +122,13 @@ def resample(pixels: Tensor, which: Tensor, places: Tensor, weights: Tensor) -> 
     table = pixels.permute(0, 3, 1, 2).reshape(-1, 3 * height)
     columns = places[0] + width * which[:, None, None]
     narrow = weighted_sums(table, columns, weights[0])  # [n, size, 3 * h]
+    if kind == "bicubic":
+        narrow.clamp_(0, 1)
 
     upright = transposed(narrow).view(-1, size)
     images = weighted_sums(upright, *by_plane(places[1], weights[1], height))
+    if kind == "bicubic":
+        images.clamp_(0, 1)
     return images.view(count, 3, size, size)
 
 

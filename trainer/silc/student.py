@@ -195,9 +195,10 @@ def with_scalars(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def init_weights(student: Student, seed: int) -> None:
     """Fill every parameter from ``seed`` alone.
 
-    Xavier-uniform matrices as big_vision, biases zero; positions of patches sines and cosines, of
-    tokens normal with std 1/sqrt(width); heads as DINO (normal, std 0.02); the mask token zero, as
-    iBOT and DINOv2.
+    Xavier-uniform matrices as big_vision, biases zero (there normal with std 1e-6 in MLPs);
+    positions of patches as ``vision.init_positions``, of tokens normal with std 1/sqrt(width);
+    heads as DINO (normal, std 0.02), and prototypes as ``distillation.init_prototypes``; the mask
+    token zero, as iBOT and DINOv2.
     """
     contrastive = student.config.contrastive
     init_bias = contrastive.init_bias if contrastive.has_bias else 0.0
@@ -223,14 +224,21 @@ def init_weights(student: Student, seed: int) -> None:
             nn.init.normal_(module.weight, std=std, generator=generator)
         elif isinstance(module, VisionTower):
             width = module.positions.shape[-1]
-            module.positions.data.copy_(sincos_positions(module.grid, width))
+            if student.config.vision.init_positions == "normal":
+                nn.init.normal_(module.positions, std=width**-0.5, generator=generator)
+            else:
+                module.positions.data.copy_(sincos_positions(module.grid, width))
         elif isinstance(module, TextTower):
             std = module.positions.shape[-1] ** -0.5
             nn.init.normal_(module.positions, std=std, generator=generator)
         elif isinstance(module, MapPooling):
             nn.init.xavier_uniform_(module.probe.data[0], generator=generator)
         elif isinstance(module, Head):
-            nn.init.trunc_normal_(module.prototypes, std=0.02, generator=generator)
+            if student.config.distillation.init_prototypes == "uniform":
+                bound = module.prototypes.shape[-1] ** -0.5
+                nn.init.uniform_(module.prototypes, -bound, bound, generator=generator)
+            else:
+                nn.init.trunc_normal_(module.prototypes, std=0.02, generator=generator)
 
 
 def _init_matrix(name: str, layer: nn.Linear, generator: torch.Generator) -> None:

@@ -4,7 +4,9 @@ One decode an image on the host, then a few batched kernels a view. Flow: ``draw
 random in a view, on the CPU; ``draw_boxes`` the areas of the crops) -> ``augment`` (crop, resize
 and flip; colour jitter; grey; blur; solarise; normalise). ``ViewsConfig`` has the sizes and areas.
 The order, probabilities and strengths are DINO's (2104.14294 and its released code); the order of
-the four colour operations is drawn for each view.
+the four colour operations is drawn for each view, not for each image. Two of DINO's details are
+options, which presets as large as the papers' take: ``resize=bicubic``, and ``blur_size=0`` (sigma
+is not scaled with the view). A blur is a Gaussian; DINO's is Pillow's, three box filters in a row.
 
     kinds = {"global_crops", "local_crops"}
     views = make_views(batch.images, batch.sizes, ViewsConfig(), seed=0, step=7, needs=kinds)
@@ -34,7 +36,6 @@ from silc_bench.trainer.silc import image_ops
 
 ASPECT = (3 / 4, 4 / 3)  # width / height of a crop, log-uniform
 CROP_TRIES = 10  # then the largest centred crop of an allowed aspect, as RandomResizedCrop does
-BLUR_REFERENCE = 224  # pixels of the view that ViewsConfig.blur_sigma is meant for
 BLUR_REACH = 3  # the kernel ends at so many sigmas of the widest blur
 BLOCK = 4096  # images that one generator draws for
 STREAM = 0  # beside (seed, step, view), of blocks after the first
@@ -107,7 +108,7 @@ def make_views(
         def stack(indices: range, size: int) -> Tensor:
             crops = image_ops.empty(len(indices), len(sizes), 3, size, size, device=images.device)
             for index, out in zip(indices, crops, strict=True):
-                augment(pixels, draw(sizes, config, seed, step, index, first), out)
+                augment(pixels, draw(sizes, config, seed, step, index, first), out, config.resize)
             return crops
 
         # Views are numbered globals first. A view that is not needed keeps its number.
@@ -122,14 +123,14 @@ def make_views(
         return Views(**made)
 
 
-def augment(pixels: Tensor, params: ViewParams, out: Tensor) -> None:
-    """Write one view of ``pixels`` to ``out`` [B, 3, g, g].
+def augment(pixels: Tensor, params: ViewParams, out: Tensor, resize: str = "bilinear") -> None:
+    """Write one view of ``pixels`` to ``out`` [B, 3, g, g]. ``resize``: of ``ViewsConfig``.
 
     Only the samples that an operation was drawn for go through it.
     """
     count, _, size, _ = out.shape
     device = pixels.device
-    places, weights = image_ops.resampling_taps(params.boxes, params.flips, size, device)
+    places, weights = image_ops.resampling_taps(params.boxes, params.flips, size, device, resize)
     factors = send(params.jitter_factors, device)
     sigmas = send(params.blur_sigmas, device)
 
@@ -143,7 +144,7 @@ def augment(pixels: Tensor, params: ViewParams, out: Tensor) -> None:
     radius = params.blur_radius
     for part in grouped.split(part_size):
         rows = send(part, device)
-        images = image_ops.resample(pixels, rows, places[:, rows], weights[:, rows])
+        images = image_ops.resample(pixels, rows, places[:, rows], weights[:, rows], resize)
         apply(image_ops.jitter_colors, images, params.jitter[part], factors[rows], order=order)
         apply(image_ops.to_gray, images, params.gray[part])
         apply(image_ops.blur, images, params.blur[part], sigmas[rows], radius=radius)
@@ -267,8 +268,8 @@ def draw(
     factors = neutral + reach * (2 * factors - 1)
     factors[:3].clamp_min_(0)
 
-    # The same blur in proportion to the view. A border reflects at most the whole view.
-    low, high = (pixels * size / BLUR_REFERENCE for pixels in config.blur_sigma)
+    # A border reflects at most the whole view.
+    low, high = blur_sigmas(config, size)
     blur_radius = min(max(1, math.ceil(BLUR_REACH * high)), size - 1)
 
     return ViewParams(
@@ -283,6 +284,14 @@ def draw(
         blur_radius=blur_radius,
         solarize=solarize < solarize_prob,
     )
+
+
+def blur_sigmas(config: ViewsConfig, size: int) -> tuple[float, float]:
+    """The least and the largest sigma at a view of ``size`` pixels a side, in pixels."""
+    low, high = config.blur_sigma
+    if not config.blur_size:
+        return low, high
+    return low * size / config.blur_size, high * size / config.blur_size
 
 
 def seeded(*key: int) -> torch.Generator:

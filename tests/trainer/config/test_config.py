@@ -37,6 +37,7 @@ BASE = Config(
     samples=25_600,
 )
 FIELDS = flatten(BASE)
+RECIPE = "5ed24eb089f2dd3c"  # of shapes_tiny, before there were fields of YOUNGER
 
 
 def value_of(config, path):
@@ -160,7 +161,7 @@ OUTSIDE = {
 }
 MAY_BE_ZERO = (
     "distillation.ema_batch micro_batch views.num_local data.num_workers data.seed seed probe.every"
-    " checkpoint_keep_every"
+    " checkpoint_keep_every views.blur_size"
 )
 
 
@@ -314,3 +315,10 @@ def test_runs_that_differ_in_the_seed_alone_have_one_recipe():
     assert len(recipes) == 1
     other = recipe_of(configure("shapes_tiny", "silc", sets=["data.seed=1"]))
     assert other not in recipes
+
+
+@pytest.mark.parametrize("change", ["views.resize=bicubic", "vision.init_positions=normal"])
+def test_a_younger_field_leaves_the_recipe_of_older_records_until_it_is_set(change):
+    """Of a run before these fields: `recipe_of` there, with the same version of `hash_of`."""
+    assert recipe_of(configure("shapes_tiny", "silc")) == RECIPE
+    assert recipe_of(configure("shapes_tiny", "silc", sets=[change])) != RECIPE

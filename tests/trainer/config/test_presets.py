@@ -6,7 +6,7 @@ import pytest
 from refusals import refused
 
 from silc_bench.errors import UserError
-from silc_bench.trainer.config.config import OBJECTIVES, Config, flatten
+from silc_bench.trainer.config.config import OBJECTIVES, Config, TextConfig, VisionConfig, flatten
 from silc_bench.trainer.config.presets import (
     PRESETS,
     PROVENANCE,
@@ -17,6 +17,14 @@ from silc_bench.trainer.config.presets import (
 )
 
 REAL = ("b16", "l16", "so400m", "g16")
+TINY = ("shapes_tiny", "cifar_tiny", "places_tiny")
+SOURCES = {  # google-research/big_vision (positions), facebookresearch/dino
+    "vision.init_positions": "normal",
+    "views.resize": "bicubic",
+    "views.blur_size": 0,
+    "views.blur_sigma": (0.1, 2.0),
+    "distillation.init_prototypes": "uniform",
+}
 
 
 def assert_holds(config, expected):
@@ -65,6 +73,15 @@ def test_the_recipe(name):
         assert round(fraction * config.num_steps) == 50_000
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_details_are_the_sources_but_of_the_tiny_presets(name):
+    """These have committed results, and keep what they were trained with: every field's default."""
+    before = flatten(Config("", VisionConfig(), TextConfig()))
+    assert_holds(
+        make_preset(name), {path: before[path] for path in SOURCES} if name in TINY else SOURCES
+    )
+
+
 def test_siglip2_dense():
     """Tschannen et al. 2502.14786 at ViT-B/16, as far as it is known.
 
@@ -79,6 +96,8 @@ def test_siglip2_dense():
         "masked.weight": 0.25 * 0.25,
         "masked.ratio": 0.5,
         "distillation.weight": 0.25,
+        "distillation.ema_momentum": 0.966,
+        "distillation.ema_batch": 32_768,
     }
     assert_holds(config, expected)
     assert (config.num_masked, config.start_step) == (128, 976_562)
@@ -94,7 +113,14 @@ def test_tips():
         "distillation.num_prototypes": 32_768,
         "distillation.teacher_temp": 0.07,
         "distillation.start_fraction": 0.0,
+        "distillation.ema_momentum": 0.994,
+        "distillation.ema_schedule": "cosine",
+        "distillation.ema_batch": 16_384,
         "masked.weight": 2.0,
+        "masked.ratio": 0.75,
+        "views.num_global": 1,
+        "batch_size": 16_384,
+        "samples": 8_120_000_000,
         "views.jitter_prob": 0,
         "views.gray_prob": 0,
         "views.blur_probs": (0, 0, 0),

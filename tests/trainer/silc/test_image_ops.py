@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as peer
 
 from silc_bench.trainer.silc import image_ops
@@ -29,13 +31,14 @@ def same(mine, theirs, tolerance=1e-5):
     torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
 
 
-def check_resampling(images, boxes, flips, size, tolerance=1e-5):
-    taps = image_ops.resampling_taps(boxes, flips, size, images.device)
-    mine = image_ops.resample(images, torch.arange(len(images)), *taps)
+def check_resampling(images, boxes, flips, size, tolerance=1e-5, kind="bilinear"):
+    taps = image_ops.resampling_taps(boxes, flips, size, images.device, kind)
+    mine = image_ops.resample(images, torch.arange(len(images)), *taps, kind)
     for index, box in enumerate(boxes.tolist()):
         # torchvision's own fp32 is off by 1e-5 on a large canvas
         image = images[index].double().contiguous()
-        theirs = peer.resized_crop(image, *box, [size, size], antialias=True)
+        how = {"interpolation": InterpolationMode(kind), "antialias": True}
+        theirs = peer.resized_crop(image, *box, [size, size], **how)
         theirs = peer.horizontal_flip(theirs) if flips[index] else theirs
         same(mine[index].double(), theirs, tolerance)
 
@@ -46,14 +49,41 @@ def check_resampling(images, boxes, flips, size, tolerance=1e-5):
     height=st.integers(1, 48),
     width=st.integers(1, 48),
     seed=st.integers(0, 2**31),
+    kind=st.sampled_from(["bilinear", "bicubic"]),
 )
-def test_resample_is_resized_crop_and_flip(size, height, width, seed):
+def test_resample_is_resized_crop_and_flip(size, height, width, seed, kind):
+    """Of a soft image: what a cubic lifts out of [0, 1] is cut off here, and not there."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, [height + 1, width + 1], (6, 2))
     corners = rng.integers(0, [height, width] - lengths + 1)
     boxes = torch.from_numpy(np.concatenate([corners, lengths], axis=1))
     flips = torch.as_tensor(rng.random(6) < 0.5)
-    check_resampling(make_images(6, seed, height, width), boxes, flips, size)
+    images = make_images(6, seed, height, width)
+    soft = image_ops.to_pixels((85 + images * 85).round().byte())
+    check_resampling(soft if kind == "bicubic" else images, boxes, flips, size, kind=kind)
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 40, 96), (200, 130, 48), (96, 300, 96)])
+def test_bicubic_is_pillows_to_its_rounding(height, width, size):
+    """DINO's crops are Pillow's, which rounds and cuts to bytes after columns and after rows.
+
+    Which of the two it does first depends on its version and the sizes, so it is asked for each.
+    """
+    rng = np.random.default_rng(5)
+    pixels = rng.choice(np.uint8([0, 255]), (height, width, 3))
+    box = (7, 3, width - 9, height - 2)
+    theirs = Image.fromarray(pixels).crop(box)
+    for shape in ((size, theirs.height), (size, size)):
+        theirs = theirs.resize(shape, Image.Resampling.BICUBIC)
+    mine_box = torch.tensor([[box[1], box[0], box[3] - box[1], box[2] - box[0]]])
+    images = image_ops.to_pixels(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    unflipped = torch.zeros(1, dtype=torch.bool)
+    taps = image_ops.resampling_taps(mine_box, unflipped, size, images.device, "bicubic")
+    mine = image_ops.resample(images, torch.arange(1), *taps, "bicubic")
+    assert (mine >= 0).all()
+    assert (mine <= 1).all()
+    expected = torch.from_numpy(np.array(theirs)).permute(2, 0, 1)
+    same(255 * mine[0], expected.float(), 1.5)
 
 
 def test_resample_keeps_its_precision_on_large_canvases():

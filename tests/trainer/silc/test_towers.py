@@ -4,6 +4,7 @@ And what dense features and init promise.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,6 +242,14 @@ def test_initial_scales(config):
         (student.head.prototypes, 0.02, 0.1),
     ):
         assert weight.std().item() == pytest.approx(std, rel=tolerance)
+    sources = replace(config, vision=replace(config.vision, init_positions="normal"))
+    distillation = replace(config.distillation, init_prototypes="uniform")
+    drawn = student_of(replace(sources, distillation=distillation))
+    assert drawn.vision.positions.std().item() == pytest.approx(VISION.width**-0.5, rel=0.2)
+    bound = drawn.head.prototypes.shape[1] ** -0.5
+    assert 0.97 * bound < drawn.head.prototypes.abs().max() <= bound
+    assert drawn.head.prototypes.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
     for module in student.modules():
         if isinstance(module, nn.LayerNorm):
             assert (module.weight == 1).all()
