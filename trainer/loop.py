@@ -48,13 +48,13 @@ from silc_bench.trainer.monitor.history import start_of
 from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
 from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
 from silc_bench.trainer.monitor.watch import Watch, repeating
-from silc_bench.trainer.silc.tokenizers import Tokenizer
+from silc_bench.trainer.silc.tokenizers import Tokenizer, of_file, read_tokenizer
 from silc_bench.trainer.train import TrainState, train_step
 
 OnStep: TypeAlias = Callable[[int], None]
 
 DUE = 1 << 16  # beyond any number of a signal
-TOKENIZER_CAPTIONS = 20_000  # captions that the tokenizer is trained on
+TOKENIZER_CAPTIONS = 20_000  # that a tokenizer is trained on, where tokenizer_captions is 0
 LOOKED_AT = 2_000  # captions whose lengths and repetitions are said at the start
 
 # What a run without --data says first.
@@ -291,9 +291,9 @@ def train(
 def _created(config: Config, source: Source, device: torch.device, console: Console) -> TrainState:
     """A run before its first step."""
     if not config.init:
-        # One rank trains the tokenizer and the others get a copy, so that all of them agree.
-        tokenizer_json = of_first(lambda: _tokenizer_json(source, config))
-        return TrainState.create(config, Tokenizer.from_json(tokenizer_json), device)
+        # One rank reads or trains the tokenizer and the others get a copy, so that all agree.
+        tokenizer_json = of_first(lambda: _tokenizer_json(source, config, console))
+        return TrainState.create(config, read_tokenizer(tokenizer_json), device)
 
     start = read_start(config)
     for sentence in start.said:
@@ -301,9 +301,16 @@ def _created(config: Config, source: Source, device: torch.device, console: Cons
     return TrainState.create(changed(config, start.fields), start.tokenizer, device, start)
 
 
-def _tokenizer_json(source: Source, config: Config) -> str:
-    captions = source.captions(TOKENIZER_CAPTIONS)
-    return Tokenizer.train(captions, config.text.vocab_size, config.text.context_length).to_json()
+def _tokenizer_json(source: Source, config: Config, console: Console) -> str:
+    if config.tokenizer:
+        tokenizer = of_file(Path(config.tokenizer), config.text)
+        say(f"tokenizer: {config.tokenizer}, cleaning {tokenizer.cleaning}", console)
+        return tokenizer.to_json()
+
+    captions = source.captions(config.tokenizer_captions or TOKENIZER_CAPTIONS)
+    trained = Tokenizer.train(captions, config.text.vocab_size, config.text.context_length)
+    say(f"tokenizer: {trained.vocab_size:,} ids, trained on {len(captions):,} captions", console)
+    return trained.to_json()
 
 
 def _restored(config: Config, payload: dict[str, Any], device: torch.device) -> TrainState:

@@ -65,6 +65,14 @@ def train(
             " hsdp (those of a node do)."
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A sentencepiece .model or tokenizer.json; trained on the data's captions if not"
+            " given.",
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="field=value, as in optim.lr=3e-4; may be repeated."),
@@ -101,6 +109,8 @@ def train(
     sets = list(set_ or ())
     if parallel is not None:
         sets.append(f"parallel={parallel}")
+    if tokenizer is not None:
+        sets.append(f"tokenizer={tokenizer}")
     config = configure(
         preset, objective, data=data, samples=samples, seed=seed, init=init, sets=sets
     )
@@ -118,7 +128,7 @@ def train(
 
     # What needs no tensor is refused at once, before torch is imported.
     from silc_bench.evaluation.settings import check_device
-    from silc_bench.trainer.checkpoints.early import check_begun, check_init
+    from silc_bench.trainer.checkpoints.early import check_begun, check_init, check_tokenizer
     from silc_bench.trainer.data.sources import check_there
     from silc_bench.trainer.monitor.bounds import check_on_collapse
 
@@ -132,6 +142,8 @@ def train(
         )
     if config.init and not resume:
         check_init(config.init)
+    if config.tokenizer and not resume:
+        check_tokenizer(config.tokenizer)
     if not dry_run:
         if config.data.source:
             check_there(config.data.source)
@@ -148,6 +160,10 @@ def train(
             # What --init brings, as the run would say it; what the run would refuse is refused.
             for sentence in read_start(config).said:
                 tell(sentence, as_json)
+        if config.tokenizer and not resume:
+            from silc_bench.trainer.silc.tokenizers import of_file
+
+            of_file(Path(config.tokenizer), config.text)  # refused as the run would refuse it
         from silc_bench.trainer.monitor.fit import estimate_as_dict, show_estimate
 
         num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))

@@ -171,6 +171,28 @@ def test_another_seed_and_objective_have_the_same_tokenizer(tiny, finished, tmp_
     assert end_of(tmp_path)["tokenizer"] == end_of(finished[0])["tokenizer"]
 
 
+@pytest.mark.usefixtures("few_captions")
+def test_a_run_takes_the_tokenizer_of_a_file_and_keeps_it(tiny, finished, tmp_path):
+    """To the byte: of the finished run's, and without the file when it goes on."""
+    file = tmp_path / "tokenizer.json"
+    file.write_text(end_of(finished[0])["tokenizer"], encoding="utf-8")
+    config = tiny("contrastive", steps=2, tokenizer=str(file), checkpoint_every=1)
+    _, printed = run(config, tmp_path / "run")
+    assert f"tokenizer: {file}" in printed
+    assert end_of(tmp_path / "run")["tokenizer"] == file.read_text(encoding="utf-8")
+    file.unlink()
+    checkpoint.path_of(tmp_path / "run", 2).unlink()
+    run(config, tmp_path / "run", resume=True)
+    assert end_of(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.parametrize(("count", "read"), [(0, 50), (7, 7)])
+@pytest.mark.usefixtures("few_captions")
+def test_a_run_says_how_many_captions_its_tokenizer_has_read(tiny, tmp_path, count, read):
+    _, printed = run(tiny("contrastive", steps=1, tokenizer_captions=count), tmp_path)
+    assert f"ids, trained on {read} captions" in printed
+
+
 def test_a_finished_run_is_recognised(tiny, finished):
     folder, path, _ = finished
     before = path.stat().st_mtime_ns

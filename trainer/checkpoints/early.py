@@ -65,6 +65,16 @@ def check_init(spec: str) -> None:
         raise placed(error, f"--init {spec}") from None
 
 
+def check_tokenizer(path: str) -> None:
+    """Raises UserError: no such file."""
+    if not Path(path).is_file():
+        raise UserError(
+            "there is no such file",
+            about=f"--tokenizer {path}",
+            fix="name a sentencepiece .model or a tokenizer.json",
+        )
+
+
 def placed(error: UserError, place: str | Path) -> UserError:
     """The same error, which says too where the thing stands that it is about."""
     about = f"{place}, {error.about}" if error.about else place

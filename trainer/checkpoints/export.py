@@ -62,8 +62,8 @@ def export(model: NativeModel, target: str, out: Path) -> None:
     _check_finite(model)
     if target in FOLDERS and isinstance(model.tokenizer, ForeignTokenizer):
         raise UserError(
-            f"{target} cannot hold its tokenizer, which is another library's: it comes from what"
-            f" the run started from (cleaning {model.tokenizer.cleaning!r})",
+            f"{target} cannot hold its tokenizer, which is another library's: it comes from"
+            f" --tokenizer or --init (cleaning {model.tokenizer.cleaning!r})",
             about=model.name,
             fix="take --to safetensors, which keeps it",
         )

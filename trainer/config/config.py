@@ -201,6 +201,10 @@ class Config:
     # the checkpoint whose weights the run starts from (silc_bench.trainer.checkpoints.init);
     # "": drawn from the seed
     init: str = ""
+    # the file of the run's tokenizer, a sentencepiece .model or a tokenizer.json
+    # (silc_bench.trainer.silc.tokenizers); "": trained on captions of the data
+    tokenizer: str = ""
+    tokenizer_captions: int = 0  # that it is trained on; 0: 20,000
     batch_size: int = 16_384
     # of an average of the weights that is kept for evaluation (silc_bench.trainer.optim); 0: none
     average_momentum: float = 0.0
@@ -370,6 +374,7 @@ BOUNDS = (
             "optim.warmup_fraction",
             "optim.weight_decay",
             "probe.every",
+            "tokenizer_captions",
             "views.blur_size",
             "views.jitter",
             "views.num_local",
@@ -483,6 +488,12 @@ RULES = (
         lambda config: config.optim.kind != "adafactor" or config.optim.beta2 == OptimConfig.beta2,
         "optim.kind=adafactor does not use it: its second moments fade by the step",
         "leave it out",
+    ),
+    Rule(
+        "tokenizer",
+        lambda config: not (config.tokenizer and config.init),
+        "--init brings the tokenizer that its weights were trained with",
+        "leave one of the two out",
     ),
     Rule(
         "optim.warmup_fraction",

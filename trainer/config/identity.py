@@ -28,6 +28,8 @@ YOUNGER = (
     "views.blur_size",
     "views.resize",
     "distillation.init_prototypes",
+    "tokenizer",
+    "tokenizer_captions",
 )
 
 

@@ -51,6 +51,11 @@ IDLE = (
         "views.blur_probs are 0",
     ),
     Idle(
+        ("tokenizer_captions",),
+        lambda c: bool(c.tokenizer or c.init),
+        "the tokenizer comes from --tokenizer or --init and is not trained",
+    ),
+    Idle(
         ("views.solarize_prob",),
         lambda c: c.views.num_global == 1,
         "the first global view is never solarised, and views.num_global is 1",

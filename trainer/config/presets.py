@@ -398,6 +398,11 @@ PROVENANCE = {
         "likely: same width and depth as the vision tower, 32k vocabulary, 64 tokens; so400m, g16:"
         " open"
     ),
+    "tokenizer": (
+        "likely: SigLIP's, 32k sentencepieces of C4 (c4_en.model): bring it with --tokenizer;"
+        " without it one is trained on captions of the data: ours"
+    ),
+    "tokenizer_captions": "open: ours",
     "views.num_global": "sure",
     "views.num_local": "sure",
     "views.global_area": "sure",

@@ -12,8 +12,9 @@ unicode is brought to NFKC first. Layout as SigLIP: at most L - 1 tokens, eos, t
 padding with the same id, so that the last position is always eos and can be pooled
 without a mask.
 
-Another model's, in one JSON text too, so that a run that starts from that model is
-whole. Flow: ``of_transformers`` or ``of_pieces`` -> a ``ForeignTokenizer`` ->
+Another model's, in one JSON text too, so that a run that starts from that model, or
+reads its texts by a file (``of_file``), is whole. Flow: ``of_transformers`` or
+``of_pieces`` -> a ``ForeignTokenizer`` ->
 ``to_json()`` in the checkpoint -> ``read_tokenizer``, which reads our own
 tokenizers' JSON as well. Kept are the cleaning by its name, the pieces (the JSON of
 the ``tokenizers`` library, or the bytes of a sentencepiece model), the length, the
@@ -31,6 +32,7 @@ import json
 import re
 import string
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -40,7 +42,12 @@ from torch import Tensor
 
 from silc_bench.errors import UserError, first_line
 from silc_bench.models.adapters.huggingface.text import CLEANINGS
-from silc_bench.models.adapters.sentencepieces import canonicalize, lower_ascii
+from silc_bench.models.adapters.sentencepieces import (
+    canonicalize,
+    ends_of,
+    lower_ascii,
+    read_pieces,
+)
 from silc_bench.trainer.config.config import TextConfig
 
 PLACE = "the checkpoint"  # what an error is about; who knows the file names it instead
@@ -311,6 +318,72 @@ def of_transformers(
         about=PLACE,
         fix="bring the tokenizer.json of the same model",
     )
+
+
+def of_file(path: Path, text: TextConfig) -> AnyTokenizer:
+    """The tokenizer of a new run from a file, for the text tower of ``text``.
+
+    A tokenizer.json that ``export --to hf`` wrote is read as our own. Another one, or a
+    sentencepiece model, gives pieces, and each text is cut, ended and padded as in big_vision.
+
+    Raises:
+        UserError: no such file, or neither of the two; no token that ends a text; more ids or,
+            of our own, another length than the text tower's.
+    """
+    about = f"--tokenizer {path}"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"cannot be read ({error.strerror})",
+            about=about,
+            fix="name a sentencepiece .model or a tokenizer.json",
+        ) from None
+    if path.suffix == ".json" and (ours := _our_own(data)) is not None:
+        if ours.context_length != text.context_length:
+            raise UserError(
+                f"it makes {ours.context_length} tokens of a text, and text.context_length is"
+                f" {text.context_length}",
+                about=about,
+                fix=f"--set text.context_length={ours.context_length}",
+            )
+        _check_count(ours.vocab_size, text, about)
+        return ours
+
+    pieces = read_pieces(path)
+    ends = ends_of(pieces)
+    if ends is None:
+        raise UserError(
+            "it has neither </s> nor both <eos> and <pad>, so nothing says where a text ends",
+            about=about,
+            fix="take a tokenizer in the manner of SigLIP (c4_en) or SigLIP 2 (Gemma)",
+        )
+    _check_count(pieces.count, text, about)
+    return of_pieces(
+        data,
+        eos=ends.eos,
+        padding=ends.padding,
+        cleaning=ends.cleaning,
+        length=text.context_length,
+        vocab_size=text.vocab_size,
+    )
+
+
+def _our_own(data: bytes) -> Tokenizer | None:
+    """None for another library's, which does not clean texts as ours do."""
+    try:
+        return Tokenizer.from_json(data.decode())
+    except Exception:  # of the library, which raises its own kinds; the reader of pieces says why
+        return None
+
+
+def _check_count(count: int, text: TextConfig, about: str) -> None:
+    if count > text.vocab_size:
+        raise UserError(
+            f"it has {count:,} ids, and the text tower knows text.vocab_size={text.vocab_size:,}",
+            about=about,
+            fix=f"--set text.vocab_size={count}",
+        )
 
 
 def of_pieces(

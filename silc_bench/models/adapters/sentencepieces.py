@@ -26,6 +26,7 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +46,21 @@ FILES = (*SENTENCEPIECE_FILES, "tokenizer.json")
 PUBLISHED = "bring the published file"
 EXTRA_IDS = 100  # T5's releases append so many pieces that no text contains
 
-# what a file gives: text -> ids of its pieces, piece -> id or None, and the number of pieces
-Pieces = tuple[Callable[[str], list[int]], Callable[[str], int | None], int]
+
+class Pieces(NamedTuple):
+    """What a file gives."""
+
+    encode: Callable[[str], list[int]]  # text -> ids of its pieces
+    id_of: Callable[[str], int | None]  # of a piece
+    count: int  # pieces that there are
+
+
+class Ends(NamedTuple):
+    """How a text of such pieces ends, and is cleaned before."""
+
+    eos: int
+    padding: int
+    cleaning: str
 
 
 @dataclass(frozen=True)
@@ -104,39 +118,50 @@ def lower_ascii(text: str) -> str:
 
 
 def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
-    """One file -> a tokenizer; Gemma's <eos> tells SigLIP 2 from SigLIP.
+    """One file -> a tokenizer.
 
     Raises:
         UserError: another vocabulary, or a special token is missing.
     """
-    read = _read_json if path.suffix == ".json" else _read_pieces
-    encode, id_of, count = read(path)
-    if not vocab_size <= count <= vocab_size + EXTRA_IDS:
-        problem = f"it has {count:,} pieces, the text tower {vocab_size:,}"
+    pieces = read_pieces(path)
+    if not vocab_size <= pieces.count <= vocab_size + EXTRA_IDS:
+        problem = f"it has {pieces.count:,} pieces, the text tower {vocab_size:,}"
         raise UserError(problem, about=path, fix="bring the tokenizer of this model")
-
-    is_gemma = id_of("<eos>") is not None
-    eos = id_of("<eos>" if is_gemma else "</s>")
-
-    # SigLIP has no other padding than the end of the sentence
-    padding = id_of("<pad>") if is_gemma else eos
-    if eos is None or padding is None:
+    ends = ends_of(pieces)
+    if ends is None:
         problem = "it has neither </s> (SigLIP) nor <eos> and <pad> (SigLIP 2)"
         raise UserError(problem, about=path, fix="bring the tokenizer of this model")
 
     return PieceTokenizer(
-        encode=encode,
-        clean=lower_ascii if is_gemma else canonicalize,
-        cleaning="lower_ascii" if is_gemma else "canonicalize",
-        eos=eos,
-        padding=padding,
+        encode=pieces.encode,
+        clean=lower_ascii if ends.cleaning == "lower_ascii" else canonicalize,
+        cleaning=ends.cleaning,
+        eos=ends.eos,
+        padding=ends.padding,
         length=length,
         digest=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
         file=path,
     )
 
 
-def _read_pieces(path: Path) -> Pieces:
+def read_pieces(path: Path) -> Pieces:
+    """A tokenizer.json, or a sentencepiece model under any other name. UserError: neither."""
+    return _read_json(path) if path.suffix == ".json" else _read_model(path)
+
+
+def ends_of(pieces: Pieces) -> Ends | None:
+    """Gemma's <eos> tells SigLIP 2 from SigLIP. None: a special token is missing."""
+    is_gemma = pieces.id_of("<eos>") is not None
+    eos = pieces.id_of("<eos>" if is_gemma else "</s>")
+
+    # SigLIP has no other padding than the end of the sentence
+    padding = pieces.id_of("<pad>") if is_gemma else eos
+    if eos is None or padding is None:
+        return None
+    return Ends(eos, padding, "lower_ascii" if is_gemma else "canonicalize")
+
+
+def _read_model(path: Path) -> Pieces:
     """A sentencepiece model."""
     sentencepiece = library("sentencepiece", "big_vision")
     processor = sentencepiece.SentencePieceProcessor()
@@ -148,7 +173,7 @@ def _read_pieces(path: Path) -> Pieces:
         number = processor.PieceToId(piece)
         return number if processor.IdToPiece(number) == piece else None
 
-    return processor.EncodeAsIds, id_of, processor.GetPieceSize()
+    return Pieces(processor.EncodeAsIds, id_of, processor.GetPieceSize())
 
 
 def _read_json(path: Path) -> Pieces:
@@ -165,4 +190,4 @@ def _read_json(path: Path) -> Pieces:
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False).ids
 
-    return encode, tokenizer.token_to_id, tokenizer.get_vocab_size()
+    return Pieces(encode, tokenizer.token_to_id, tokenizer.get_vocab_size())

@@ -145,6 +145,7 @@ BROKEN = [
     ("optim.kind=adafactor optim.beta2=0.99", "optim.beta2"),
     ("optim.warmup_fraction=0.97", "optim.warmup_fraction"),
     ("samples=127", "samples"),
+    ("init=runs/first tokenizer=c4_en.model", "tokenizer"),
 ]
 # a value, and the fields for which it is too much or too little
 OUTSIDE = {
@@ -161,7 +162,7 @@ OUTSIDE = {
 }
 MAY_BE_ZERO = (
     "distillation.ema_batch micro_batch views.num_local data.num_workers data.seed seed probe.every"
-    " checkpoint_keep_every views.blur_size"
+    " checkpoint_keep_every views.blur_size tokenizer_captions"
 )
 
 

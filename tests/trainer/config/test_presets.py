@@ -230,6 +230,7 @@ IDLE = [
     ("shapes_tiny", "views.jitter=0.2,0.2,0.2,0.1", "views.jitter_prob=0.5"),
     ("shapes_tiny", "views.blur_sigma=0.2,1", "views.blur_probs=0,0,0.5"),
     ("siglip2_dense", "views.solarize_prob=0.1", "views.num_global=2"),
+    ("b16", "tokenizer=c4_en.model tokenizer_captions=9", "tokenizer="),
     ("shapes_tiny", "probe.tasks=shapes/knn", "probe.every=10"),
     ("shapes_tiny", "probe.limit=10", "probe.every=10"),
     ("shapes_tiny", "probe.teacher=true", "probe.every=10"),

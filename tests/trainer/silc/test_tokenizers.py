@@ -4,14 +4,24 @@ import json
 import re
 import string
 import unicodedata
+from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
+from tokenizers import models, pre_tokenizers
 
-from silc_bench.trainer.silc.tokenizers import EOS_ID, MIN_VOCAB_SIZE, Tokenizer, read_tokenizer
+from silc_bench.trainer.config.config import TextConfig
+from silc_bench.trainer.silc.tokenizers import (
+    EOS_ID,
+    MIN_VOCAB_SIZE,
+    Tokenizer,
+    of_file,
+    read_tokenizer,
+)
 
 CAPTIONS = [
     "A large red circle above a small blue square.",
@@ -111,3 +121,100 @@ def test_a_damaged_json_is_the_users_error(tokenizer, damage):
 def test_too_small_sizes_are_refused(field, sizes):
     with refused(about=field):
         Tokenizer.train(CAPTIONS, *sizes)
+
+
+# --- of a file ------------------------------------------------------------------------------------
+
+TEXT = TextConfig(vocab_size=400, context_length=LENGTH)
+
+
+def foreign_json(path, *special):
+    """A tokenizer.json of another library: words and the tokens ``special``."""
+    words = [*special, "<unk>", "a", "red", "circle", "É"]
+    pipeline = tokenizers.Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    pipeline.pre_tokenizer = pre_tokenizers.Whitespace()
+    pipeline.enable_padding(length=3)  # what the file asks for does not count
+    pipeline.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("special", "ids", "padding"),
+    [
+        (("<other>", "</s>"), [3, 4, 5, 2], 1),  # a red circle, <unk> for é
+        (("<pad>", "<eos>"), [3, 4, 5, 2, 6], 0),  # <unk> for the point, and É stays
+    ],
+)
+def test_a_file_of_another_library_is_read_as_big_vision_reads_it(tmp_path, special, ids, padding):
+    mine = of_file(foreign_json(tmp_path / "tokenizer.json", *special), TEXT)
+    row = mine(["A red CIRCLE! É"])[0].tolist()
+    assert row == [*ids, 1, *[padding] * (LENGTH - len(ids) - 1)]
+    long = mine(["red " * 50])[0]
+    assert (long[:-1] == 4).all()
+    assert long[-1] == 1
+    kept = read_tokenizer(mine.to_json())
+    (tmp_path / "tokenizer.json").unlink()
+    assert kept(["A red CIRCLE! É"])[0].tolist() == row
+
+
+def test_a_sentencepiece_model_is_read_as_the_library_reads_it(tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS * 9),
+        model_prefix=str(tmp_path / "c4"),
+        vocab_size=90,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "c4.model"))
+    expected = [*processor.EncodeAsIds("a red circle"), 1]
+    mine = of_file(tmp_path / "c4.model", TEXT)
+    assert mine(["A Red circle!"])[0].tolist() == [*expected, *[1] * (LENGTH - len(expected))]
+
+
+def test_a_file_of_a_run_of_ours_is_its_tokenizer(tokenizer, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    mine = of_file(tmp_path / "tokenizer.json", TEXT)
+    assert mine.to_json() == tokenizer.to_json()
+
+
+@pytest.mark.parametrize(
+    ("write", "changes", "said"),
+    [
+        (lambda path, _: None, {}, "cannot be read"),
+        (lambda path, _: path.mkdir(), {}, "cannot be read"),
+        (lambda path, _: foreign_json(path, "<eos>"), {}, "neither </s> nor both <eos> and <pad>"),
+        (lambda path, _: foreign_json(path, "</s>"), {"vocab_size": 5}, "it has 6 ids"),
+        (
+            lambda path, ours: path.write_text(ours.to_json(), encoding="utf-8"),
+            {"vocab_size": 300},
+            "ids, and the text tower knows",
+        ),
+        (
+            lambda path, ours: path.write_text(ours.to_json(), encoding="utf-8"),
+            {"context_length": 9},
+            "it makes 24 tokens of a text",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tokenizer, tmp_path, write, changes, said):
+    path = tmp_path / "tokenizer.json"
+    write(path, tokenizer)
+    with refused(about=f"--tokenizer {path}", is_kept="cannot" not in said) as caught:
+        of_file(path, replace(TEXT, **changes))
+    assert said in caught.value.problem
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "c4_en.model"])
+def test_a_damaged_file_is_the_users_error(tmp_path, name):
+    if name == "c4_en.model":
+        pytest.importorskip("sentencepiece")
+    (tmp_path / name).write_bytes(b"no tokenizer")
+    with refused(about=name, is_kept=False):
+        of_file(tmp_path / name, TEXT)
