@@ -350,7 +350,10 @@ def of_file(path: Path, text: TextConfig) -> AnyTokenizer:
         _check_count(ours.vocab_size, text, about)
         return ours
 
-    pieces = read_pieces(path)
+    try:
+        pieces = read_pieces(path)
+    except UserError as error:
+        raise UserError(error.problem, about=about, fix=error.fix) from None
     ends = ends_of(pieces)
     if ends is None:
         raise UserError(
@@ -358,7 +361,7 @@ def of_file(path: Path, text: TextConfig) -> AnyTokenizer:
             about=about,
             fix="take a tokenizer in the manner of SigLIP (c4_en) or SigLIP 2 (Gemma)",
         )
-    _check_count(pieces.count, text, about)
+    _check_count(pieces.size, text, about)
     return of_pieces(
         data,
         eos=ends.eos,

@@ -52,7 +52,7 @@ class Pieces(NamedTuple):
 
     encode: Callable[[str], list[int]]  # text -> ids of its pieces
     id_of: Callable[[str], int | None]  # of a piece
-    count: int  # pieces that there are
+    size: int  # pieces that there are
 
 
 class Ends(NamedTuple):
@@ -124,8 +124,8 @@ def _read(path: Path, vocab_size: int, length: int) -> PieceTokenizer:
         UserError: another vocabulary, or a special token is missing.
     """
     pieces = read_pieces(path)
-    if not vocab_size <= pieces.count <= vocab_size + EXTRA_IDS:
-        problem = f"it has {pieces.count:,} pieces, the text tower {vocab_size:,}"
+    if not vocab_size <= pieces.size <= vocab_size + EXTRA_IDS:
+        problem = f"it has {pieces.size:,} pieces, the text tower {vocab_size:,}"
         raise UserError(problem, about=path, fix="bring the tokenizer of this model")
     ends = ends_of(pieces)
     if ends is None:

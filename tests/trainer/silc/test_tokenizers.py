@@ -216,5 +216,5 @@ def test_a_damaged_file_is_the_users_error(tmp_path, name):
     if name == "c4_en.model":
         pytest.importorskip("sentencepiece")
     (tmp_path / name).write_bytes(b"no tokenizer")
-    with refused(about=name, is_kept=False):
+    with refused(about=f"--tokenizer {tmp_path / name}", is_kept=False):
         of_file(tmp_path / name, TEXT)
