@@ -272,9 +272,6 @@ def print_config(config: Any, as_json: bool) -> None:
         return
 
     table = Listing("field", "value", "how sure the recipe is of it", title=config.name)
-    # The tiny presets are ours, made for tests and the demo: no paper gives their fields.
-    is_recipe = config.preset not in ("shapes_tiny", "cifar_tiny")
     for field, value in flatten(config).items():
-        provenance = provenance_of(field, config.preset) if is_recipe else ""
-        table.add_row(field, str(value), provenance)
+        table.add_row(field, str(value), provenance_of(field, config.preset))
     console.print(table)

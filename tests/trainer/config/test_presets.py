@@ -11,13 +11,13 @@ from silc_bench.trainer.config.presets import (
     PRESETS,
     PROVENANCE,
     PROVENANCE_OF,
+    TINY,
     configure,
     make_preset,
     provenance_of,
 )
 
 REAL = ("b16", "l16", "so400m", "g16")
-TINY = ("shapes_tiny", "cifar_tiny", "places_tiny")
 SOURCES = {  # google-research/big_vision (positions), facebookresearch/dino
     "vision.init_positions": "normal",
     "views.resize": "bicubic",
@@ -75,11 +75,15 @@ def test_the_recipe(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_details_are_the_sources_but_of_the_tiny_presets(name):
-    """These have committed results, and keep what they were trained with: every field's default."""
+    """These have committed results, and keep what they were trained with: every field's default.
+
+    So the sources are named for the others alone.
+    """
     before = flatten(Config("", VisionConfig(), TextConfig()))
     assert_holds(
         make_preset(name), {path: before[path] for path in SOURCES} if name in TINY else SOURCES
     )
+    assert all(bool(provenance_of(path, name)) == (name not in TINY) for path in SOURCES)
 
 
 def test_siglip2_dense():
