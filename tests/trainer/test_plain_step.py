@@ -69,7 +69,8 @@ VARIANTS = {
     "frozen teacher": ("b16", "silc+frozen", ""),
     "shuffled targets": ("b16", "silc+shuffled", "masked.weight=0.5"),
     "siglip2_dense": ("siglip2_dense", "silc", "distillation.start_fraction=0.5"),
-    "tips": ("tips", "silc", ""),
+    # positions of 4 x 4 patches are resized to 2 x 2, where an antialias tells
+    "tips": ("tips", "silc", "vision.image_size=32 views.global_size=32 views.local_size=16"),
 }
 
 
