@@ -19,12 +19,14 @@ from silc_bench.system.processes import joined, meet, num_ranks, rank
 from silc_bench.trainer.data.stream import Batch, open_source
 from silc_bench.trainer.device import (
     first_of,
+    gather,
     log_sum_exp_over_ranks,
     mean_over_ranks,
     own,
     whole,
 )
 from silc_bench.trainer.loop import run_training
+from silc_bench.trainer.silc import losses
 from silc_bench.trainer.silc.tokenizers import Tokenizer
 from silc_bench.trainer.silc.views import Views, make_views
 from silc_bench.trainer.train import TrainState, train_step
@@ -107,6 +109,26 @@ def shares_of(config, tokenizer, batches, of_node):
 
 def is_matrix(leaf):
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+
+
+def train_in_chunks(*work):
+    """``train`` with contrastive tables a few logits at a time."""
+    with (
+        mock.patch.object(losses, "CHUNK", {"cpu": 30}),
+        mock.patch.object(losses, "MOST_CHUNKS", 0),
+        mock.patch.object(losses._Rows, "apply", wraps=losses._Rows.apply) as apply,
+    ):
+        answer = train(*work)
+    assert apply.called, "no table was made in chunks"
+    return answer
+
+
+def gathered(rows, weights):
+    """Gradients of sum(weights[rank] * all rows) by this rank's rows."""
+    mine = rows.chunk(num_ranks())[rank()].clone().requires_grad_()
+    with mock.patch.object(dist, "all_reduce", side_effect=AssertionError("a sum of the table")):
+        (gather(mine) * weights[rank()]).sum().backward()
+    return mine.grad
 
 
 def views_as(dtype, *args, **kwargs):

@@ -2,10 +2,12 @@
 
 import io
 import json
+from itertools import accumulate
 
 import torch
 from on_ranks import first_batches
 from rich.console import Console
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -90,6 +92,18 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self.numel = max(self.numel, leaf.numel())
         return made
+
+
+def peak_bytes(work):
+    """The most bytes that ``work`` had on the CPU at once, what was there before not counted.
+
+    Of the allocator, so that what a kernel needs inside counts too.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
 
 
 def saved_bytes(forward):

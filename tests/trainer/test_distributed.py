@@ -77,6 +77,20 @@ def test_ranks_equal_one_process(tiny, pool, world, variant):
     close(ranks[1:4], alone[1:4], 1e-9)
 
 
+@pytest.mark.parametrize(("loss", "texts"), [("sigmoid", "negative"), ("softmax", "positive")])
+def test_ranks_whose_tables_are_in_chunks_equal_one_process(tiny, pool, loss, texts):
+    config = tiny(
+        batch_size=BATCH,
+        samples=BATCH,
+        text={"context_length": 2},
+        contrastive={"loss": loss, "equal_texts": texts},
+    )
+    work = (config, *on_ranks.first_batches(config, 1), torch.float64)
+    alone = on_ranks.train(*work)
+    for answer in pool.run(3, on_ranks.train_in_chunks, *work):
+        close(answer[1:4], alone[1:4], 1e-9)
+
+
 def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):
     config = tiny(batch_size=BATCH, samples=BATCH * STEPS)
     tokenizer, batches = on_ranks.first_batches(config, STEPS)
@@ -100,6 +114,15 @@ def test_sums_over_the_ranks_leave_what_was_given_and_do_not_overflow(pool, worl
         close(mean, rows.mean(0))
         close(log_sum, torch.logsumexp(rows, 0))
         assert torch.equal(mine, row)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_each_rank_gets_the_gradient_of_its_own_rows(pool, world):
+    """Of every rank's loss, and without a sum of the whole table everywhere."""
+    rows = torch.randn(3 * world, 2, 5)
+    weights = torch.randn(world, 3 * world, 2, 5)
+    answers = pool.run(world, on_ranks.gathered, rows, weights)
+    close(torch.cat(answers), weights.sum(0), 1e-6)
 
 
 @pytest.mark.parametrize(("world", "batch", "near"), [(2, 9, 8), (3, 16, 15), (5, 3, 5)])

@@ -2,7 +2,11 @@
 
 ``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020),
 in fp32 whatever autocast says. Another one is a function here with the same
-arguments, and a line of ``LOSSES`` in ``silc_bench.trainer.config.config``.
+arguments, a line of ``LOSSES`` in ``silc_bench.trainer.config.config``, and one of ``TABLES``.
+
+A small table of logits is made whole, which is the formula as it stands. A large one (``is_large``)
+is made a few rows at a time by ``_Rows``, with the gradients beside the value: equal to a rounding,
+in a fraction of the memory. ``peak_bytes`` counts both.
 
 With several processes each gives its rank's share: its own pairs against the texts
 (and images) of all ranks. The mean of the shares over the ranks is the loss of the
@@ -14,11 +18,47 @@ ranks, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from silc_bench.trainer.device import first_of, gather
+
+# Logits that are made at a time. On a CPU they stay in the caches; a GPU has enough to do with 64
+# MiB of them.
+CHUNK = {"cpu": 2**20, "cuda": 2**24}
+
+# A table of more chunks than these is made in chunks. Of eight, because what a chunk takes (IN_ROWS
+# times itself) is then at most half of a table; and a smaller table costs no memory worth saving.
+MOST_CHUNKS = 8
+
+# Tables [V, b, B] that are alive at the peak of a whole loss, forward and backward, and with equal
+# texts as right ones; chunks at that of a large one. The tests count them.
+TABLES = {"sigmoid": 6.0, "softmax": 6.0}
+TABLES_OF_EQUAL_TEXTS = {"sigmoid": 6.0, "softmax": 8.5}
+IN_ROWS = 3.5
+
+
+def is_large(views: int, share: int, batch: int, device: str) -> bool:
+    """Whether a table of logits [V, b, B] is made a few rows at a time on ``device``."""
+    return views * share * batch > MOST_CHUNKS * _chunk(device)
+
+
+def peak_bytes(
+    loss: str, views: int, share: int, batch: int, device: str, *, with_equal_texts: bool = False
+) -> int:
+    """Bytes of logits at the peak of a loss, forward and backward, in fp32.
+
+    Features and their gradients, [V, b, D] and [B, D], are not counted.
+    """
+    if is_large(views, share, batch, device):
+        return int(4 * IN_ROWS * _chunk(device))
+    tables = TABLES_OF_EQUAL_TEXTS if with_equal_texts else TABLES
+    return int(4 * tables[loss] * views * share * batch)
 
 
 def sigmoid_loss(
@@ -43,6 +83,13 @@ def sigmoid_loss(
     with torch.autocast(image_features.device.type, enabled=False):
         images = unit(image_features)
         texts = gather(unit(text_features))
+        if is_large_for(images, texts):
+            parts = [
+                _Rows.apply("sigmoid", view, texts, scale, bias, is_right, first_of(len(view)))
+                for view in views_of(images)
+            ]
+            return torch.stack(parts).mean()
+
         logits = scale * (images @ texts.T) + bias  # [V, b, B]
 
         own = own_columns(logits)
@@ -73,7 +120,15 @@ def softmax_loss(
 
         # ``gather`` joins along the first dimension, so the pairs go there and back.
         all_images = gather(images.transpose(0, -2)).transpose(0, -2)  # [V, B, D]
-        to_texts = images @ gather(texts).T  # [V, b, B]
+        all_texts = gather(texts)
+        if is_large_for(images, all_texts):
+            first = first_of(len(texts))
+            rows = [(view, all_texts) for view in views_of(images)]
+            rows += [(texts, view) for view in views_of(all_images)]
+            parts = [_Rows.apply("softmax", *pair, scale, None, is_right, first) for pair in rows]
+            return torch.stack(parts).mean()
+
+        to_texts = images @ all_texts.T  # [V, b, B]
         to_images = texts @ all_images.mT  # [V, b, B]
 
         losses = []
@@ -111,3 +166,137 @@ def unit(features: Tensor) -> Tensor:
     """[..., D] -> the same at unit length, at least fp32."""
     wide = torch.promote_types(features.dtype, torch.float32)
     return F.normalize(features.to(wide), dim=-1)
+
+
+def views_of(features: Tensor) -> tuple[Tensor, ...]:
+    """[V, b, D] or [b, D] -> [b, D] of each view."""
+    return features.unbind() if features.ndim == 3 else (features,)
+
+
+def is_large_for(images: Tensor, texts: Tensor) -> bool:
+    """``is_large`` of the table of images [V, b, D] or [b, D] and texts [B, D]."""
+    return is_large(images[..., 0].numel(), 1, len(texts), images.device.type)
+
+
+class _Rows(torch.autograd.Function):
+    """A loss of the rows of a table of logits, a few rows at a time: its mean over the rows.
+
+    The gradients are made with the value, because both need the same logits: one product less than
+    making the logits anew in the backward pass, which only multiplies what is there. What is kept
+    has no row of B logits.
+
+    Args of ``apply``: "sigmoid" or "softmax"; queries [b, D] and keys [B, D] of unit length; scale;
+    bias (None for softmax); ``is_right`` bool [b, B] or None; the column of the first row's own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: str,
+        queries: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        is_right: Tensor | None,
+        first: int,
+    ) -> Tensor:
+        needs_gradient = any(ctx.needs_input_grad)
+        of_rows = _sigmoid_rows if loss == "sigmoid" else _softmax_rows
+
+        value = queries.new_zeros(())
+        bias_gradient = queries.new_zeros(())
+        for_queries = torch.empty_like(queries) if needs_gradient else None
+        for_keys = torch.zeros_like(keys) if needs_gradient else None
+        for rows in chunks(len(queries), len(keys), queries.device.type):
+            logits = (queries[rows] @ keys.T).mul_(scale)
+            if bias is not None:
+                logits.add_(bias)
+            right = None if is_right is None else is_right[rows]
+            part, by_logits = of_rows(logits, right, first + rows.start)
+            value += part
+            if for_queries is not None and for_keys is not None:
+                bias_gradient += by_logits.sum()
+                torch.mm(by_logits, keys, out=for_queries[rows])
+                for_keys.addmm_(by_logits.T, queries[rows])
+            del logits, by_logits  # else they would stay beside the next product
+
+        if for_queries is not None:
+            # A logit is scale * q . k (+ bias), so by the scale it is sum_k gradient * q . k.
+            scale_gradient = (queries * for_queries).sum().to(scale.dtype).view_as(scale)
+            ctx.save_for_backward(for_queries, for_keys, scale, scale_gradient, bias_gradient)
+            ctx.bias = None if bias is None else (bias.shape, bias.dtype)
+            ctx.count = len(queries)
+        return value / len(queries)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        for_queries, for_keys, scale, scale_gradient, bias_gradient = ctx.saved_tensors
+        factor = gradient / ctx.count
+        for_bias = None
+        if ctx.bias is not None:
+            shape, dtype = ctx.bias
+            for_bias = (bias_gradient * factor).to(dtype).view(shape)
+        by_product = factor * scale
+        return (
+            None,
+            for_queries * by_product,
+            for_keys * by_product,
+            scale_gradient * factor,
+            for_bias,
+            None,
+            None,
+        )
+
+
+def _chunk(device: str) -> int:
+    return CHUNK.get(device, CHUNK["cpu"])
+
+
+def chunks(num_rows: int, num_columns: int, device: str) -> Iterator[slice]:
+    """Rows in slices whose table has at most CHUNK logits; a slice has at least one row."""
+    size = max(1, _chunk(device) // num_columns)
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows))
+
+
+def _sigmoid_rows(logits: Tensor, is_right: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
+    """Sum over rows [r, B] of -log sigmoid(z * logits), and its gradient by the logits.
+
+    The gradient takes the place of the logits.
+    """
+    # -log sigmoid(z x) is softplus(-z x), and its derivative by x is -z sigmoid(-z x).
+    _negate_right(logits, is_right, first)
+    # Above its threshold softplus is the identity: at 50 no digit of float64 is lost.
+    value = F.softplus(logits, threshold=50).sum()
+    gradient = logits.sigmoid_()
+    _negate_right(gradient, is_right, first)
+    return value, gradient
+
+
+def _negate_right(table: Tensor, is_right: Tensor | None, first: int) -> None:
+    """Change the sign of [r, B], in place, where a text is right for a row's image."""
+    if is_right is None:
+        table[:, first : first + len(table)].diagonal().neg_()
+    else:
+        # By a table of signs, because an index by a mask would make the host wait for a GPU.
+        table.mul_(torch.where(is_right, -1.0, 1.0).to(table.dtype))
+
+
+def _softmax_rows(logits: Tensor, is_right: Tensor | None, first: int) -> tuple[Tensor, Tensor]:
+    """Sum over rows [r, B] of the cross-entropy, and its gradient by the logits."""
+    # Without the highest logit of each row, so that no digit of a small loss is lost.
+    logits.sub_(logits.amax(-1, keepdim=True))
+    gradient = logits.exp()
+    sums = gradient.sum(-1, keepdim=True)
+    gradient.div_(sums)
+    if is_right is None:
+        own = slice(first, first + len(logits))
+        value = sums.log().sum() - logits[:, own].diagonal().sum()
+        gradient[:, own].diagonal().sub_(1)
+        return value, gradient
+
+    share = is_right.to(logits.dtype)
+    share /= share.sum(-1, keepdim=True)
+    value = sums.log().sum() - logits.mul_(share).sum()
+    return value, gradient.sub_(share)

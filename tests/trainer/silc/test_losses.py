@@ -4,7 +4,7 @@ import open_clip.loss
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import close, value_and_gradients
+from runs import close, peak_bytes, value_and_gradients
 
 from silc_bench.trainer.config.config import LOSSES
 from silc_bench.trainer.silc import losses
@@ -140,3 +140,91 @@ def test_bf16_inputs_are_computed_in_fp32(loss):
 
 def test_large_logits_do_not_overflow(loss):
     assert loss(*features(4, 8, seed=0, scale=1e4), torch.tensor(1000.0), SCALARS[1]).isfinite()
+
+
+# --- a large table, a few rows at a time ----------------------------------------------------------
+
+
+def in_chunks(monkeypatch, logits):
+    """Make every table in chunks of so many logits."""
+    monkeypatch.setattr(losses, "CHUNK", {"cpu": logits})
+    monkeypatch.setattr(losses, "MOST_CHUNKS", 0)
+
+
+def views_and_texts(views, batch, dim, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(batch)
+    of_images = (batch, dim) if views is None else (views, batch, dim)
+    return [
+        3 * torch.randn(*shape, generator=generator, dtype=dtype)
+        for shape in (of_images, (batch, dim))
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("tokens", [None, *TOKENS.values()], ids=["own alone", *TOKENS])
+@pytest.mark.parametrize("scalars", [(10.0, -10.0), (90.0, 5.0)])
+@pytest.mark.parametrize("views", [None, 1, 3])
+def test_a_large_table_gives_the_same_in_chunks(
+    loss, views, scalars, tokens, dtype, tolerance, monkeypatch
+):
+    """Chunks of one row, of two and a rest, and of all; against the largest value or gradient."""
+    is_right = None if tokens is None else losses.equal_texts(torch.tensor(tokens))
+    scalars = torch.tensor(scalars, dtype=dtype)
+    inputs = [*views_and_texts(views, 5, 4, dtype), *scalars]
+
+    def weighted(*inputs):
+        return -2.5 * loss(*inputs, is_right=is_right)
+
+    whole = value_and_gradients(weighted, *inputs)
+    largest = max(x.abs().max().item() for x in whole)
+    for logits in (1, 12, 100):
+        in_chunks(monkeypatch, logits)
+        mine = value_and_gradients(weighted, *inputs)
+        close(mine, whole, tolerance, atol=tolerance * largest)
+
+
+def test_gradients_in_chunks_are_those_of_differences(loss, monkeypatch):
+    inputs = [*views_and_texts(2, 6, 3), *(x.double() for x in SCALARS)]
+    in_chunks(monkeypatch, 13)
+    assert torch.autograd.gradcheck(loss, [x.clone().requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("learns", ["images", "texts", "nothing"])
+def test_in_chunks_a_locked_tower_changes_no_gradient_of_the_other(loss, learns, monkeypatch):
+    images, texts = views_and_texts(2, 6, 3)
+    scalars = [x.double() for x in SCALARS]
+    whole = value_and_gradients(loss, images, texts, *scalars)
+    in_chunks(monkeypatch, 13)
+    images.requires_grad_(learns == "images")
+    texts.requires_grad_(learns == "texts")
+    value = loss(images, texts, *scalars)
+    close(value.detach(), whole[0], 1e-12)
+    assert value.requires_grad == (learns != "nothing")
+    for features, wanted in zip((images, texts), whole[1:3], strict=True):
+        if features.requires_grad:
+            value.backward()
+            close(features.grad, wanted, 1e-12)
+
+
+@pytest.mark.parametrize("with_equal_texts", [False, True])
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_peak_is_what_a_plan_counts(name, loss, views, with_equal_texts, monkeypatch):
+    """Whole within a fifth; in chunks of a ninth of the table at most half a table."""
+    batch = 384
+    table = 4 * views * batch**2
+    is_right = torch.eye(batch, dtype=torch.bool) if with_equal_texts else None
+    leaves = [x.requires_grad_() for x in views_and_texts(views, batch, 4, torch.float32)]
+    scalars = [x.clone().requires_grad_() for x in SCALARS]
+
+    def planned():
+        return losses.peak_bytes(
+            name, views, batch, batch, "cpu", with_equal_texts=with_equal_texts
+        )
+
+    def measured():
+        return peak_bytes(lambda: loss(*leaves, *scalars, is_right=is_right).backward())
+
+    assert measured() == pytest.approx(planned(), rel=0.2)
+    monkeypatch.setattr(losses, "CHUNK", {"cpu": table // 4 // 9})
+    assert planned() < table / 2
+    assert measured() < min(1.2 * planned(), table / 2)
