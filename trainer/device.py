@@ -245,8 +245,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Our rows of the sum over the ranks: each rank's loss has its own gradient by all rows."""
-        return summed(gradient.contiguous().clone()).chunk(num_ranks())[rank()]
+        """Our rows of the sum over the ranks: each rank's loss has its own gradient by all rows.
+
+        Each rank asks for its rows alone: (W - 1) / W of the table's bytes, half of what it costs
+        to sum the whole table everywhere.
+        """
+        rows = gradient.new_empty(len(gradient) // num_ranks(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(rows, gradient.contiguous())
+        return rows
 
 
 # ---- precision ----
