@@ -116,6 +116,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     values = global_values({**terms, "loss": loss, "gradient_norm": gradient_norm})
     state.check_finite(values)  # every rank stops, or none; on a CPU before the weights move
     state.optimizer.step()
+    student.limit_scale()
 
     # The teacher follows the weights just moved, the centre the logits behind this step's targets.
     teacher.update(student, ema_at(step, config.num_steps, config.distillation, config.batch_size))

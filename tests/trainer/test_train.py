@@ -270,3 +270,19 @@ def test_a_write_that_failed_ends_the_run_at_the_next_step(tiny, tmp_path, monke
     with pytest.raises(RunError, match="step 2: "):
         run(tiny(steps=9, checkpoint_every=2), tmp_path)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(("start", "is_stopped"), [(200.0, True), (50.0, False)])
+def test_the_scale_stays_at_its_ceiling_and_is_free_below(tiny, loss, start, is_stopped):
+    """Brought down after the update, as in open_clip: the step itself sees the scale as it was."""
+    found = []
+    for highest in (0.0, 100.0):
+        state, (batch,) = started(tiny(contrastive={"loss": loss, "max_scale": highest}), 1)
+        state.student.log_scale.data.fill_(math.log(start))
+        values = train_step(state, batch)
+        found.append((values["loss"].item(), state.student.log_scale.exp().item()))
+    (free_loss, free), (loss_below, capped) = found
+    assert free_loss == loss_below
+    assert capped == pytest.approx(100.0 if is_stopped else free, rel=1e-6)
+    assert (free > 100) == is_stopped

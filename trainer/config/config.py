@@ -122,6 +122,7 @@ class ContrastiveConfig:
     equal_texts: str = "negative"
     init_scale: float = 10.0
     init_bias: float = -10.0  # of a loss with a bias
+    max_scale: float = 0.0  # the scale stays at or below it (CLIP: 100); 0: no ceiling
 
     @property
     def has_bias(self) -> bool:
@@ -365,6 +366,7 @@ BOUNDS = (
         (
             "checkpoint_keep_every",
             "checkpoint_minutes",
+            "contrastive.max_scale",
             "data.num_workers",
             "distillation.ema_batch",
             "distillation.weight",
@@ -451,6 +453,15 @@ RULES = (
         lambda config: config.vision.width % 4 == 0,
         "is no multiple of 4, and positions are sines and cosines of two coordinates",
         "take a multiple of 4",
+    ),
+    Rule(
+        "contrastive.max_scale",
+        lambda config: (
+            config.contrastive.max_scale == 0
+            or config.contrastive.init_scale <= config.contrastive.max_scale
+        ),
+        "is below contrastive.init_scale, where the scale starts",
+        "raise it, lower contrastive.init_scale, or take 0 for no ceiling",
     ),
     Rule(
         "views.jitter",

@@ -30,6 +30,7 @@ YOUNGER = (
     "distillation.init_prototypes",
     "tokenizer",
     "tokenizer_captions",
+    "contrastive.max_scale",
 )
 
 

@@ -417,7 +417,11 @@ PROVENANCE = {
     "views.blur_size": "likely: DINO, DINOv2 and COSMOS do not scale it with the view",
     "views": "likely: DINO's augmentation",
     "contrastive.loss": "sure: both losses are in the paper",
-    "contrastive.images": "sure: every global view meets the text",
+    "contrastive.images": (
+        "sure: every global view meets the text; the mean over the views: open (their sum, or one"
+        " view drawn a step, are also possible)"
+    ),
+    "contrastive.max_scale": "likely: no ceiling, as SigLIP; CLIP and open_clip stop at 100",
     "contrastive.equal_texts": "likely: no paper speaks of equal texts in a batch",
     "contrastive": "sure: SigLIP's initial scale 10 and bias -10",
     "distillation.weight": "likely: plain sum",
@@ -553,6 +557,7 @@ PROVENANCE_OF = {
             " captions an image"
         ),
         "contrastive.loss": "sure: CLIP's softmax loss",
+        "contrastive.max_scale": "open: no ceiling; CLIP and open_clip stop at 100",
         "contrastive": "open: SILC's scale; the softmax loss has no bias",
         "distillation.weight": "sure: 1",
         "distillation.start_fraction": "likely: from the first step",

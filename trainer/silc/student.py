@@ -87,6 +87,13 @@ class Student(nn.Module):
         if config.optim.locked:
             self.get_submodule(config.optim.locked).requires_grad_(False)
 
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        """Bring the scale down to ``contrastive.max_scale``, after an update (CLIP, open_clip)."""
+        highest = self.config.contrastive.max_scale
+        if highest:
+            self.log_scale.clamp_(max=math.log(highest))
+
     def taught_parameters(self) -> list[nn.Parameter]:
         """What only a teacher's targets move."""
         return [parameter for name, parameter in self.named_parameters() if name.startswith(TAUGHT)]

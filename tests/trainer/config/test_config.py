@@ -126,6 +126,7 @@ def test_any_text_is_a_valid_configuration_or_one_sentence(text, path):
 
 # changes, and the field that they break
 BROKEN = [
+    ("contrastive.max_scale=9", "contrastive.max_scale"),
     ("vision.image_size=60", "vision.image_size"),
     ("views.global_size=60", "views.global_size"),
     ("views.local_size=20", "views.local_size"),
@@ -318,7 +319,10 @@ def test_runs_that_differ_in_the_seed_alone_have_one_recipe():
     assert other not in recipes
 
 
-@pytest.mark.parametrize("change", ["views.resize=bicubic", "vision.init_positions=normal"])
+@pytest.mark.parametrize(
+    "change",
+    ["views.resize=bicubic", "vision.init_positions=normal", "contrastive.max_scale=100"],
+)
 def test_a_younger_field_leaves_the_recipe_of_older_records_until_it_is_set(change):
     """Of a run before these fields: `recipe_of` there, with the same version of `hash_of`."""
     assert recipe_of(configure("shapes_tiny", "silc")) == RECIPE
