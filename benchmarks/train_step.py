@@ -214,7 +214,7 @@ def compare_views(config: Config, batch: Batch, repeats: int) -> None:
 def compare_compiled(config: Config, tokenizer: Tokenizer, batch: Batch, repeats: int) -> None:
     eager, compiled = (
         TrainState.create(replace(config, compile=value), tokenizer, DEVICE)
-        for value in (False, True)
+        for value in ("false", "true")
     )
     start = time.perf_counter()
     for _ in range(2):

@@ -17,8 +17,8 @@ all of one, on every rank. With unsharded tensors both return what they were giv
 autocast's, as without shards, so that the numbers are the same: weights are gathered in fp32.
 
 Precision: ``precision=auto`` becomes "bf16" or "fp32" once, when
-``TrainState.create`` calls ``resolve``. The answer is saved with the run, so that a
-resumed one goes on in it on any machine.
+``TrainState.create`` calls ``resolve``, and ``compile=auto`` "true" or "false". The answer is
+saved with the run, so that a resumed one goes on in it on any machine.
 
 Without waiting: the host stays ahead of the GPU, which so always has something to
 do. ``send`` brings what the host made to the device; ``Answer`` brings a step's
@@ -62,14 +62,21 @@ T = TypeVar("T")
 # ---- several processes ----
 
 
-def parallel(student: nn.Module) -> nn.Module:
+def parallel(student: nn.Module, exchange: str = "fp32") -> nn.Module:
     """What is called instead of ``student``: itself if it is sharded or alone, else its DDP.
 
-    Either averages the gradients over the ranks while they are made.
+    Either averages the gradients over the ranks while they are made, DDP in the precision
+    ``exchange``.
     """
     if num_ranks() == 1 or _is_sharded_model(student):
         return student
-    return DistributedDataParallel(student, gradient_as_bucket_view=True)
+    model = DistributedDataParallel(student, gradient_as_bucket_view=True)
+    if exchange == "bf16":
+        # here, because it is slow to import and few runs need it
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        model.register_comm_hook(None, bf16_compress_hook)
+    return model
 
 
 def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
@@ -259,11 +266,13 @@ class _Gather(torch.autograd.Function):
 
 
 def resolve(config: Config, device: torch.device) -> Config:
-    """The same configuration, with what ``device`` computes natively where precision is "auto".
+    """The same configuration, with what suits ``device`` where precision or compile is "auto".
 
     An emulated bf16 is worse than none: on a CPU with AVX2 alone ``shapes_tiny`` trains at 13
     images/s, in fp32 at 110.
     """
+    if config.compile == "auto":
+        config = replace(config, compile="true" if device.type == "cuda" else "false")
     if config.precision != "auto":
         return config
 

@@ -172,8 +172,9 @@ def _check_same_configuration(config: Config, payload: dict[str, Any], run: Path
 
     # What a resumed run may change does not change its result, so it counts as the same.
     asked |= {name: value for name, value in saved.items() if name.startswith(FREE_ON_RESUME)}
-    if config.precision == "auto":
-        asked["precision"] = saved["precision"]  # what was native where the run began
+    for name in ("precision", "compile"):
+        if asked[name] == "auto":
+            asked[name] = saved[name]  # what suited the machine where the run began
     if config.init:
         asked |= {name: saved[name] for name in OF_WEIGHTS}
     if "data" in payload:
@@ -336,8 +337,13 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     shared = "" if config.parallel == "ddp" else f" that share the weights ({config.parallel})"
     processes = f"{num_ranks()} processes{shared} on " if num_ranks() > 1 else ""
     compiled = ""
-    if config.compile:
+    if config.compile == "true":
         compiled = "; the first steps compile the blocks, for a minute or more"
+    idle = ""
+    if config.distillation.products == "tf32" and device.type != "cuda":
+        idle += "; distillation.products=tf32 does nothing here, only on a GPU"
+    if config.exchange == "bf16" and num_ranks() == 1:
+        idle += "; exchange=bf16 does nothing in one process"
     cut_off = texts.cut_off() if texts else ""
     cut = f"; {cut_off}" if cut_off else ""
 
@@ -347,7 +353,7 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     return (
         f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"
         f"{epochs}{taught}{begun}, from {source.describe()}"
-        f" on {processes}{device} in {config.precision}, {time} or more{compiled}{cut}"
+        f" on {processes}{device} in {config.precision}, {time} or more{compiled}{idle}{cut}"
     )
 
 

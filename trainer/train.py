@@ -267,7 +267,7 @@ class TrainState:
             teacher.to(device)
         if start is not None and start.center is not None:
             teacher.center.copy_(start.center)
-        if config.compile:
+        if config.compile == "true":
             compile_blocks(student, teacher)
         if mesh is not None:
             # A locked tower is encoded outside of the student's own call, too.
@@ -296,7 +296,7 @@ class TrainState:
         forward: nn.Module = self.student
         if self.config.micro_batch:
             forward = MicroBatches(self.student, self.config.micro_batch)
-        self.forward = parallel(forward)
+        self.forward = parallel(forward, self.config.exchange)
 
     def start_teaching(self) -> None:
         """Make the teacher a copy of the student; heads and centres are still as they started.

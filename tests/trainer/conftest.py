@@ -42,6 +42,7 @@ def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config
         batch_size=BATCH,
         samples=BATCH * steps,
         precision="fp32",  # "auto" is bf16 on some machines, and other numbers
+        compile="false",  # "auto" compiles on a GPU
         log_every=2,
         checkpoint_every=3,
     )

@@ -5,6 +5,7 @@ import io
 import os
 import select
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -121,6 +122,11 @@ def train_in_chunks(*work):
         answer = train(*work)
     assert apply.called, "no table was made in chunks"
     return answer
+
+
+def trained_by_bf16(config, *work):
+    """``train`` with gradients exchanged in bf16, and the same in fp32."""
+    return train(replace(config, exchange="bf16"), *work), train(config, *work)
 
 
 def gathered(rows, weights):

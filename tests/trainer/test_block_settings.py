@@ -88,7 +88,7 @@ def test_compile_compiles_each_block_and_nothing_else(tiny, monkeypatch):
         return lambda *args, **kwargs: called.append(module) or function(*args, **kwargs)
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    config = tiny(compile=True)
+    config = tiny(compile="true")
     state, batches = started(config, 2)
     modules = [*state.student.modules(), *state.teacher.modules()]
     blocks = [module for module in modules if isinstance(module, Block)]
@@ -107,15 +107,15 @@ def test_compile_compiles_each_block_and_nothing_else(tiny, monkeypatch):
 @pytest.mark.timeout(900)  # three graphs through a C++ compiler: 40 s of one core
 def test_compiled_blocks_change_roundings_only_and_resume_to_the_bit(tiny):
     begun = first_batches(tiny(), 2)
-    plain, fast = (train(tiny(compile=is_on), *begun) for is_on in (False, True))
+    plain, fast = (train(tiny(compile=is_on), *begun) for is_on in ("false", "true"))
     for mine, theirs in zip(fast[0], plain[0], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
     close(fast[1], plain[1])
     assert fast[2].keys() == plain[2].keys()
-    state = TrainState.create(tiny(compile=True), begun[0], CPU)
+    state = TrainState.create(tiny(compile="true"), begun[0], CPU)
     for model in (state.student, state.teacher):
         assert model.vision.blocks[0]._compiled_call_impl is not None
-    assert equal(trained_on(tiny(compile=True), *begun), fast[2:4])
+    assert equal(trained_on(tiny(compile="true"), *begun), fast[2:4])
 
 
 def test_without_a_compiler_the_error_says_what_to_install(tiny, tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_without_a_compiler_the_error_says_what_to_install(tiny, tmp_path, monke
 
     monkeypatch.setattr(torch, "compile", refuse)
     with refused(about="compile=true"):
-        run(tiny(compile=True), tmp_path)
+        run(tiny(compile="true"), tmp_path)
 
 
 @pytest.mark.slow
@@ -144,3 +144,11 @@ def test_torch_finds_no_compiler_in_one_sentence(tmp_path):
     assert done.returncode == 2
     assert "error: compile=true: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("few_captions")
+def test_what_does_nothing_here_is_said_at_the_start(tiny, tmp_path):
+    distillation = {"products": "tf32"}
+    _, printed = run(tiny(steps=1, exchange="bf16", distillation=distillation), tmp_path)
+    assert "distillation.products=tf32 does nothing here" in printed
+    assert "exchange=bf16 does nothing in one process" in printed

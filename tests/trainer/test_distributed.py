@@ -91,6 +91,19 @@ def test_ranks_whose_tables_are_in_chunks_equal_one_process(tiny, pool, loss, te
         close(answer[1:4], alone[1:4], 1e-9)
 
 
+def test_gradients_may_be_exchanged_in_bf16(tiny, pool):
+    """Equal on the ranks, and within bf16's rounding of those in fp32."""
+    config = tiny(batch_size=BATCH, samples=BATCH)
+    work = (config, *on_ranks.first_batches(config, 1))
+    (half, plain), (other, _) = pool.run(2, on_ranks.trained_by_bf16, *work)
+    assert equal(half, other)
+    assert half[0] != plain[0], "nothing was rounded: the norm is of the gradients exchanged"
+    for name, gradient in half[1][0].items():
+        # the norm clips all of them alike
+        wanted = plain[1][0][name]
+        close(gradient, wanted, 0.02, atol=0.02 * wanted.abs().max().item())
+
+
 def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):
     config = tiny(batch_size=BATCH, samples=BATCH * STEPS)
     tokenizer, batches = on_ranks.first_batches(config, STEPS)

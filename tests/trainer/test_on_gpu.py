@@ -14,8 +14,9 @@ from pretended_gpu import CPU, CUDA, pretended_gpu
 
 from silc_bench.errors import RunError
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.device import DataWait
+from silc_bench.trainer.device import DataWait, resolve
 from silc_bench.trainer.monitor import cost as estimate
+from silc_bench.trainer.silc import distillation, losses
 from silc_bench.trainer.train import train_step
 
 pytestmark = [pytest.mark.broad, pytest.mark.usefixtures("few_captions")]
@@ -41,6 +42,7 @@ GRAY = {"gray_prob": 0.5, "blur_probs": (0.5, 0.5, 0.5), "solarize_prob": 0.5}
         {"distillation": {"centering": "sinkhorn", "pairs": "local+global"}, "micro_batch": 3},
         {"optim": {"kind": "adafactor", "layer_decay": 0.8}, **MASKED},
         {"views": GRAY},
+        {"distillation": {"products": "tf32"}},
     ],
     ids=str,
 )
@@ -54,12 +56,22 @@ def test_steps_on_a_gpu_are_those_on_a_cpu(tiny, changes):
     close(ours, weights, 1e-4, atol=1e-5)
 
 
+ROWS = {"contrastive": {"loss": "softmax", "max_scale": 100.0}}
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["table whole", "table in chunks"])
 @pytest.mark.parametrize(
     "changes",
-    [{"average_momentum": 0.9, **MASKED}, {"micro_batch": 4, "optim": {"kind": "adafactor"}}],
+    [
+        {"average_momentum": 0.9, "distillation": {"products": "tf32"}, **MASKED},
+        {"micro_batch": 4, "optim": {"kind": "adafactor"}, **ROWS},
+    ],
 )
-def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
+def test_the_host_waits_for_nothing_in_a_step(tiny, changes, is_large, monkeypatch):
     """It would leave the GPU with nothing to do while the host prepares what comes next."""
+    if is_large:
+        monkeypatch.setattr(losses, "CHUNK", {"cpu": 30, "cuda": 30})
+        monkeypatch.setattr(losses, "MOST_CHUNKS", 0)
     with pretended_gpu() as gpu:
         state, batches = started(tiny(views=GRAY, **changes), 2, CUDA)
         for batch in batches:
@@ -68,6 +80,36 @@ def test_the_host_waits_for_nothing_in_a_step(tiny, changes):
         assert gpu.waits == []
         state.student.log_scale.item()
         assert len(gpu.waits) == 1, "a wait is not seen"
+
+
+def test_chunks_on_a_gpu_are_its_own():
+    """Those of a CPU would leave it with little to do at a time."""
+    table = torch.empty(2**16, 1)
+    with pretended_gpu():
+        on_gpu = table.to(CUDA)
+        parts = [len([*distillation.chunks(where, 2**11)]) for where in (table, on_gpu)]
+    assert parts == [32, 2]
+    pairs = 2**13  # a table of 256 MiB
+    assert [losses.is_large(1, pairs, pairs, where) for where in ("cpu", "cuda")] == [True, False]
+    assert losses.is_large(1, 3 * pairs, pairs, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_cpu", "on_gpu"),
+    [("auto", "false", "true"), ("true", "true", "true"), ("false", "false", "false")],
+)
+def test_auto_compiles_the_blocks_on_a_gpu(tiny, asked, on_cpu, on_gpu, monkeypatch):
+    """The answer is the run's; what is compiled takes its steps without a wait."""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call) or call)
+    assert resolve(tiny(compile=asked), CPU).compile == on_cpu
+    with pretended_gpu() as gpu:
+        state, (batch,) = started(tiny(compile=asked), 1, CUDA)
+        gpu.waits.clear()
+        train_step(state, batch)
+        assert gpu.waits == []
+    assert state.config.compile == on_gpu
+    assert bool(compiled) == (on_gpu == "true")
 
 
 @pytest.mark.parametrize("end", ["payload", "step"])

@@ -142,6 +142,8 @@ class DistillationConfig:
     num_prototypes: int = 65_536
     # what they start as: "normal" (std 0.02) or "uniform" (up to 1/sqrt(bottleneck_dim), DINO's)
     init_prototypes: str = "normal"
+    # of features with prototypes, on a GPU: "fp32", or "tf32" (inputs rounded to 10 bits)
+    products: str = "fp32"
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
     student_temp: float = 0.1
@@ -220,7 +222,11 @@ class Config:
     # of several processes: "ddp" (each holds all weights), "fsdp" (each holds a share), "hsdp" (the
     # processes of a node share them, and every node holds them)
     parallel: str = "ddp"
-    compile: bool = False  # torch.compile each block: other roundings, fewer passes over memory
+    # torch.compile each block, "true" or "false": other roundings, fewer passes over memory;
+    # "auto": on a GPU alone
+    compile: str = "auto"
+    # of DDP's gradients between processes; "bf16": half of the bytes, and roundings
+    exchange: str = "fp32"
     log_every: int = 50  # steps
     checkpoint_every: int = 1000  # steps
     # steps: checkpoints at multiples of it stay, for curves; 0: the newest and the best alone
@@ -327,12 +333,15 @@ CHOICES = {
     "distillation.init_prototypes": ("normal", "uniform"),
     "distillation.centering": ("mean", "sinkhorn"),
     "distillation.ema_schedule": ("fixed", "cosine"),
+    "distillation.products": ("fp32", "tf32"),
     "optim.kind": ("adamw", "adafactor"),
     "optim.locked": ("", "vision", "text"),
     "optim.schedule": ("rsqrt", "cosine", "wsd"),
     "precision": ("auto", "bf16", "fp32"),
     "checkpointing": ("none", "blocks"),
     "parallel": ("ddp", "fsdp", "hsdp"),
+    "compile": ("auto", "true", "false"),
+    "exchange": ("fp32", "bf16"),
 }
 LABELS = ("preset", "objective")  # what the other fields were derived from
 
@@ -513,6 +522,12 @@ RULES = (
         "lower one of the two",
     ),
     Rule(
+        "exchange",
+        lambda config: config.exchange == "fp32" or config.parallel == "ddp",
+        "is for the gradients of parallel=ddp; sharded ones are exchanged in fp32",
+        "leave exchange at fp32",
+    ),
+    Rule(
         "samples",
         lambda config: config.samples >= config.batch_size,
         "do not fill one batch",
@@ -644,6 +659,10 @@ def _read(value: Any, hint: Any, path: str) -> Any:
     """A value of JSON as its field's type; nothing is converted that means something else."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
+
+    # ``compile`` was a bool before it could be "auto".
+    if hint is str and isinstance(value, bool):
+        return str(value).lower()
 
     # JSON has lists for tuples.
     kinds = typing.get_args(hint)

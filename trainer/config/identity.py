@@ -31,6 +31,8 @@ YOUNGER = (
     "tokenizer",
     "tokenizer_captions",
     "contrastive.max_scale",
+    "distillation.products",
+    "exchange",
 )
 
 
@@ -49,6 +51,9 @@ def recipe_of(config: Config) -> str:
         and name != "data.source"
         and not (name in YOUNGER and value == before[name])
     }
+    # It was a bool once, and what is not said to be compiled was not.
+    fields["compile"] = config.compile == "true"
+
     # `--seed` sets this one too. 0, which records of the first seed hold, and not left out.
     fields["data.seed"] = config.data.seed - config.seed
     return hash_of({name: str(value) for name, value in fields.items()})

@@ -434,6 +434,7 @@ PROVENANCE = {
     "distillation.init_prototypes": (
         "likely: torch's for a linear layer, in DINO, DINOv2 and COSMOS"
     ),
+    "distillation.products": "open: ours, fp32",
     "distillation.start_fraction": "sure: SILC distils from the first step",
     "distillation.ema_momentum": (
         "sure that it is fixed; likely 0.966 at batch 16k, and 1 - m is proportional to the batch"

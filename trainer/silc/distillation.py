@@ -22,6 +22,7 @@ prototypes, k of them in a chunk. All in fp32.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -31,9 +32,9 @@ from torch import Tensor, nn
 from silc_bench.trainer.config.config import DistillationConfig
 from silc_bench.trainer.device import log_sum_exp_over_ranks
 
-# Logits made at a time (16 MB): on a CPU a fifth faster than four times as many, which leave the
-# caches.
-CHUNK = 2**22
+# Logits made at a time. On a CPU 16 MB, a fifth faster than four times as many, which leave the
+# caches; on a GPU 256 MB, so that each product has enough to do.
+CHUNK = {"cpu": 2**22, "cuda": 2**26}
 
 SINKHORN_STEPS = 3
 
@@ -50,11 +51,13 @@ class Targets(NamedTuple):
     offsets: Tensor  # [K]: the centre, or what balances the prototypes
     normalizers: Tensor  # [T, B]
     temp: float
+    is_tf32: bool = False  # whether a GPU may round what goes into products, the student's too
 
     def probabilities(self, columns: slice = slice(None)) -> Tensor:
         """[T, B, k] of the prototypes ``columns``; rows of all K sum to 1."""
         # In place: the table is the largest thing here, and each pass over it costs.
-        logits = self.features @ self.prototypes[columns].T
+        with products(self.is_tf32):
+            logits = self.features @ self.prototypes[columns].T
         logits.sub_(self.offsets[columns]).div_(self.temp)
         return logits.sub_(self.normalizers.unsqueeze(-1)).exp_()
 
@@ -105,8 +108,10 @@ class _Distillation(torch.autograd.Function):
 
         # P_t W, [T, B, d]: the prototype that the teacher expects.
         expected = torch.zeros_like(targets.features)
-        for columns in chunks(len(prototypes), T * B):
-            expected += targets.probabilities(columns) @ prototypes[columns]
+        for columns in chunks(prototypes, T * B):
+            probs = targets.probabilities(columns)
+            with products(targets.is_tf32):
+                expected += probs @ prototypes[columns]
 
         # [S, B, d]: its sum over the teacher views that a student view meets, and their number.
         toward = expected.sum(0).repeat(S, 1, 1)
@@ -114,7 +119,9 @@ class _Distillation(torch.autograd.Function):
         num_met = torch.full((S, 1, 1), T, dtype=features.dtype, device=features.device)
         num_met[:own] -= 1
 
-        normalizers = log_sum_exp(features, prototypes, student_temp)  # [S, B]
+        normalizers = log_sum_exp(  # [S, B]
+            features, prototypes, student_temp, is_tf32=targets.is_tf32
+        )
         ctx.save_for_backward(features, prototypes, toward, num_met, normalizers)
         ctx.targets = targets
         ctx.temp = student_temp
@@ -129,7 +136,10 @@ class _Distillation(torch.autograd.Function):
         features, prototypes, toward, num_met, normalizers = ctx.saved_tensors
         targets = ctx.targets
         own = ctx.own
-        with torch.autocast(features.device.type, enabled=False):
+        with (
+            torch.autocast(features.device.type, enabled=False),
+            products(targets.is_tf32),
+        ):
             # Scaled here and not in the end: a pass over [K, d] less.
             factor = gradient / (ctx.temp * ctx.count)
             scaled = features * factor
@@ -141,7 +151,7 @@ class _Distillation(torch.autograd.Function):
             # The gradient by a logit is num_met * softmax(s) - sum_t P_t, times the factor.
             for_features = -toward
             for_prototypes = torch.empty_like(prototypes)
-            for columns in chunks(len(prototypes), features[..., 0].numel()):
+            for columns in chunks(prototypes, features[..., 0].numel()):
                 rows = prototypes[columns]
                 logits = (features @ rows.T).div_(ctx.temp)
                 probs = logits.sub_(normalizers.unsqueeze(-1)).exp_().mul_(num_met)
@@ -154,30 +164,53 @@ class _Distillation(torch.autograd.Function):
         return for_features * factor, for_prototypes, None, None, None
 
 
-def chunks(num_prototypes: int, num_rows: int) -> Iterator[slice]:
-    """Prototypes in slices such that a table of ``num_rows`` rows has at most CHUNK entries.
+@contextmanager
+def products(is_tf32: bool) -> Iterator[None]:
+    """Matrix products of fp32 in TF32 where it is asked for: on a GPU, and nowhere else."""
+    if not is_tf32:
+        yield
+        return
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def chunks(prototypes: Tensor, num_rows: int) -> Iterator[slice]:
+    """[K, d] in slices such that a table of ``num_rows`` rows has at most CHUNK entries.
 
     A slice has at least one column.
     """
-    size = max(1, CHUNK // num_rows)
-    for start in range(0, num_prototypes, size):
-        yield slice(start, min(start + size, num_prototypes))
+    size = max(1, CHUNK.get(prototypes.device.type, CHUNK["cpu"]) // num_rows)
+    for start in range(0, len(prototypes), size):
+        yield slice(start, min(start + size, len(prototypes)))
 
 
 def log_sum_exp(
-    features: Tensor, prototypes: Tensor, temp: float, offsets: Tensor | None = None
+    features: Tensor,
+    prototypes: Tensor,
+    temp: float,
+    offsets: Tensor | None = None,
+    is_tf32: bool = False,
 ) -> Tensor:
     """log sum_k exp((features . prototypes[k] - offsets[k]) / temp): [..., d], [K, d] -> [...]."""
     parts = []
-    for columns in chunks(len(prototypes), features[..., 0].numel()):
-        logits = features @ prototypes[columns].T
+    for columns in chunks(prototypes, features[..., 0].numel()):
+        with products(is_tf32):
+            logits = features @ prototypes[columns].T
         if offsets is not None:
             logits.sub_(offsets[columns])
         parts.append(torch.logsumexp(logits.div_(temp), dim=-1))
     return torch.logsumexp(torch.stack(parts), dim=0)
 
 
-def sinkhorn_targets(features: Tensor, prototypes: Tensor, temp: float) -> Targets:
+def sinkhorn_targets(
+    features: Tensor, prototypes: Tensor, temp: float, is_tf32: bool = False
+) -> Targets:
     """Distributions of [T, B, d] features that use every prototype equally often.
 
     Equally over the views and the global batch: Sinkhorn-Knopp (SwAV, 2006.09882; DINOv2 in the
@@ -190,13 +223,14 @@ def sinkhorn_targets(features: Tensor, prototypes: Tensor, temp: float) -> Targe
     # Of columns, over all ranks; of rows each rank has its own.
     sums = torch.zeros(len(prototypes), dtype=features.dtype, device=features.device)
     for _ in range(SINKHORN_STEPS):
-        for columns in chunks(len(prototypes), T * B):
-            logits = (features @ prototypes[columns].T).div_(temp)
+        for columns in chunks(prototypes, T * B):
+            with products(is_tf32):
+                logits = (features @ prototypes[columns].T).div_(temp)
             logits.sub_(normalizers.unsqueeze(-1))
             sums[columns] = torch.logsumexp(logits.flatten(0, 1), dim=0)
         sums = log_sum_exp_over_ranks(sums)
-        normalizers = log_sum_exp(features, prototypes, temp, temp * sums)
-    return Targets(features, prototypes, temp * sums, normalizers, temp)
+        normalizers = log_sum_exp(features, prototypes, temp, temp * sums, is_tf32)
+    return Targets(features, prototypes, temp * sums, normalizers, temp, is_tf32)
 
 
 class _UnitRows(torch.autograd.Function):

@@ -70,6 +70,7 @@ class Teacher(nn.Module):
         self.temp = config.teacher_temp
         self.center_momentum = config.center_momentum
         self.is_sinkhorn = config.centering == "sinkhorn"
+        self.is_tf32 = config.products == "tf32"
 
         # Buffers, so that a checkpoint holds them. A head that is not there has no centre.
         for name, head in (("center", self.head), ("patch_center", self.patch_head)):
@@ -119,9 +120,9 @@ class Teacher(nn.Module):
 
         with torch.autocast(features.device.type, enabled=False):
             if self.is_sinkhorn:
-                return sinkhorn_targets(features, prototypes, self.temp)
-            normalizers = log_sum_exp(features, prototypes, self.temp, offsets)
-        return Targets(features, prototypes, offsets, normalizers, self.temp)
+                return sinkhorn_targets(features, prototypes, self.temp, self.is_tf32)
+            normalizers = log_sum_exp(features, prototypes, self.temp, offsets, self.is_tf32)
+        return Targets(features, prototypes, offsets, normalizers, self.temp, self.is_tf32)
 
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:

@@ -5,7 +5,7 @@ D)(tokens)`` -> [B, D]; ``VisionTower.tokens`` for patch features. Layout and
 parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers).
 ``silc_bench.trainer.silc.student`` holds both and fills their weights.
 
-With ``compile=true``, ``TrainState.create`` calls ``compile_blocks(student,
+With ``compile=true`` (``auto`` on a GPU), ``TrainState.create`` calls ``compile_blocks(student,
 teacher)``: each block goes through torch.compile, one graph for all sizes of crops,
 and the rest stays as it is. Names of weights and checkpoints do not change.
 
@@ -151,7 +151,7 @@ def compile_blocks(*models: nn.Module) -> None:
         raise UserError(
             f"torch.compile does not work on this machine ({first_line(error)})",
             about="compile=true",
-            fix="install a C++ compiler (g++ or clang++, or name it in CXX), or leave compile out",
+            fix="install a C++ compiler (g++ or clang++, or name it in CXX), or set compile=false",
         ) from None
 
     # ``dynamic``, because global and local crops differ in their number of patches.

@@ -304,6 +304,14 @@ def test_a_field_that_an_older_checkpoint_lacks_takes_its_default():
     assert from_dict(data) == changed(BASE, {"seed": 3, "optim.lr": 0.5})
 
 
+@pytest.mark.parametrize("was", [False, True])
+def test_compile_was_a_bool_before_it_could_be_auto(was):
+    """A checkpoint of that time is read, and a record of that time keeps its recipe."""
+    config = from_dict(to_dict(BASE) | {"compile": was})
+    assert config.compile == str(was).lower()
+    assert (recipe_of(config) == recipe_of(BASE)) == (not was)
+
+
 def test_a_whole_number_is_a_float_in_json():
     """Another writer of JSON may drop the point of 1.0."""
     data = to_dict(BASE)
@@ -321,7 +329,13 @@ def test_runs_that_differ_in_the_seed_alone_have_one_recipe():
 
 @pytest.mark.parametrize(
     "change",
-    ["views.resize=bicubic", "vision.init_positions=normal", "contrastive.max_scale=100"],
+    [
+        "views.resize=bicubic",
+        "vision.init_positions=normal",
+        "contrastive.max_scale=100",
+        "distillation.products=tf32",
+        "exchange=bf16",
+    ],
 )
 def test_a_younger_field_leaves_the_recipe_of_older_records_until_it_is_set(change):
     """Of a run before these fields: `recipe_of` there, with the same version of `hash_of`."""

@@ -162,7 +162,7 @@ def test_the_second_phase_is_b16_but_for_its_length_and_rate():
 
 
 OWN = """
-    init preset objective seed precision micro_batch log_every compile checkpoint_every
+    init preset objective seed precision micro_batch log_every compile exchange checkpoint_every
     checkpoint_keep_every checkpoint_minutes average_momentum checkpointing parallel probe. data.
 """
 

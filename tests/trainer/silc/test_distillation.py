@@ -6,9 +6,13 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from runs import LargestTensor, close, saved_bytes, value_and_gradients
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from silc_bench.trainer.config.config import DistillationConfig
 from silc_bench.trainer.silc import distillation
-from silc_bench.trainer.silc.distillation import Targets, distillation_loss, log_sum_exp
+from silc_bench.trainer.silc.distillation import Head, Targets, distillation_loss, log_sum_exp
+from silc_bench.trainer.silc.teacher import Teacher
 
 TEMP, TEACHER_TEMP = 0.1, 0.04
 
@@ -73,7 +77,7 @@ def test_value_and_gradients_equal_the_loop(
     inputs = [rows(students, batch, 8, seed=batch), rows(prototypes, 8, seed=skipped)]
     mine, theirs = ours(targets, temp, skipped), by_pairs(targets, temp, skipped)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distillation, "CHUNK", chunk)
+        patch.setattr(distillation, "CHUNK", {"cpu": chunk})
         values = value_and_gradients(lambda h, w: weight * mine(h, w), *inputs)
     expected = value_and_gradients(lambda h, w: weight * theirs(h, w), *inputs, dtype=torch.float64)
     # a logit of 25 has an ulp of 2e-6
@@ -92,12 +96,44 @@ def test_autocast_changes_no_bit_and_of_bf16_only_the_rounding_is_lost():
     assert value.double() == plainly[0]
 
 
+class Products(TorchDispatchMode):
+    """In which precisions a GPU would compute the products of matrices inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("mm", "bmm", "addmm", "addmm_"):
+            self.found.add(torch.backends.cuda.matmul.fp32_precision)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
+@pytest.mark.parametrize(("products", "seen"), [("fp32", {"none"}), ("tf32", {"tf32"})])
+def test_tf32_is_asked_for_in_the_heads_products_and_nowhere_else(centering, products, seen):
+    """Of the teacher and the student, forward and backward; afterwards it is as it was."""
+    config = DistillationConfig(
+        num_prototypes=40, hidden_dim=8, bottleneck_dim=8, products=products, centering=centering
+    )
+    student = nn.Module()
+    student.vision, student.patch_head, student.head = None, None, Head(8, config)
+    nn.init.normal_(student.head.prototypes)
+    teacher = Teacher(student, config)
+    h, w = (rows(*shape, 8, seed=5).requires_grad_() for shape in ((3, 4), (40,)))
+    with Products() as made:
+        targets = teacher._of(rows(2, 4, 8, seed=1), teacher.head, teacher.center)
+        distillation_loss(h, w, targets, TEMP, 2).backward()
+    assert made.found == seen
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
+
+
 def test_nothing_of_k_columns_is_kept_or_made(monkeypatch):
     """Saved for the backward pass: a hundredth of one table of logits.
 
     Made at any time, by the teacher too: less than its smaller table.
     """
-    monkeypatch.setattr(distillation, "CHUNK", 2**21)
+    monkeypatch.setattr(distillation, "CHUNK", {"cpu": 2**21})
     views, batch, prototypes, dim = 2, 32, 65_536, 16
     table = views * batch * prototypes
     leaves = [
@@ -110,7 +146,7 @@ def test_nothing_of_k_columns_is_kept_or_made(monkeypatch):
     for leaf in leaves:
         saved.pop(leaf.data_ptr(), None)
     assert sum(saved.values()) < 4 * table / 100
-    assert prototypes * dim < largest.numel <= distillation.CHUNK < table
+    assert prototypes * dim < largest.numel <= distillation.CHUNK["cpu"] < table
 
 
 @pytest.mark.parametrize(("num_global", "num_local"), [(2, 0), (2, 6), (1, 3), (3, 1)])
