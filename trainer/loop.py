@@ -240,6 +240,8 @@ def train(
     else:
         state = _restored(config, payload, device)
         _check_same_data(state.data, data, config.data.source)
+        if state.data and "nodes" in state.data:
+            data["nodes"] = state.data["nodes"]  # how far each has gone in the data
     state.data = data
 
     # A resumed run has said it, and of a remote source its beginning may be far away.
@@ -415,7 +417,9 @@ def _is_row(step: int, config: Config) -> bool:
 
 def _my_batches(state: TrainState, source: Source) -> Generator[Batch, None, None]:
     """This rank's part of each global batch, from the position where ``state`` stands."""
-    return source.batches(state.config.batch_size, state.position, rank(), num_ranks())
+    nodes = (state.data or {}).get("nodes", ())
+    batch_size = state.config.batch_size
+    return source.batches(batch_size, state.position, rank(), num_ranks(), nodes=nodes)
 
 
 def _loop(

@@ -127,6 +127,8 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     state.step += 1
     state.samples_seen += config.batch_size
     state.position = batch.position
+    if batch.nodes and state.data is not None:
+        state.data["nodes"] = list(batch.nodes)
     return values
 
 

@@ -63,6 +63,30 @@ def num_local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", num_ranks()))
 
 
+def node() -> tuple[int, int]:
+    """(Number of this rank's machine, how many there are); every rank must ask.
+
+    torchrun numbers the ranks of a machine one after the other. Where another launcher does not, or
+    machines have unequal numbers of ranks, the answer is one machine, and the first rank says so.
+    """
+    if num_ranks() == 1:
+        return 0, 1
+    counts, groups = of_all(num_local_ranks()), of_all(int(os.environ.get("GROUP_RANK", 0)))
+    num_local = counts[0]
+    is_even = counts == [num_local] * num_ranks() and num_ranks() % num_local == 0
+    if is_even and groups == [number // num_local for number in range(num_ranks())]:
+        return groups[rank()], num_ranks() // num_local
+
+    if rank() == 0:
+        from silc_bench.system.terminal import warn
+
+        warn(
+            f"ranks are not numbered node by node (LOCAL_WORLD_SIZE {counts}, GROUP_RANK {groups}):"
+            " every node reads every shard"
+        )
+    return 0, 1
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """The group of all ranks, where torchrun started this process; else nothing.

@@ -36,6 +36,7 @@ from silc_bench.trainer.data.samples import (
     no_pair,
     one_sample,
     parse,
+    spread,
 )
 
 
@@ -83,10 +84,10 @@ class ListedReader(EpochReader):
     def captions(self, index: int) -> Sequence[str]:
         return self.pairs[index].captions
 
-    def in_order(self, count: int) -> np.ndarray:
+    def chosen(self, count: int) -> np.ndarray:
         # A list that is written anew in another order is the same data.
         by_name = sorted(range(len(self.pairs)), key=lambda index: self.pairs[index].path)
-        return np.array(by_name)
+        return np.array(by_name)[spread(len(by_name), count)]
 
     def image_bytes(self, index: int) -> bytes:
         return self.pairs[index].read()

@@ -59,6 +59,8 @@ def world_of(word: str) -> World:
 class PlacesReader:
     """UserError for filters, which scenes cannot meet, and for images that are too small."""
 
+    num_nodes = 1
+
     def __init__(self, word: str, config: DataConfig) -> None:
         self._world = world_of(word)
         if config.filters:

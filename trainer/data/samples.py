@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import operator
 import re
 import string
@@ -49,6 +50,10 @@ SMALLEST_SCENE = 16
 # Scenes have no data but their seed: the captions that a tokenizer is trained on are those of this
 # one, whichever the run has.
 SEED_OF_CAPTIONS = 0
+
+# Pairs up to which an epoch's order is a table (numpy's sort of random words), of 8 bytes a pair in
+# each process. Of more, or on several nodes, each place of the order is computed (``keyed``).
+LARGEST_TABLE = 2**24
 
 # What random words are drawn for. Each use has a key of its own, so none ever sees another's.
 ORDER, CAPTION, MIXTURE = range(3)
@@ -103,6 +108,14 @@ class Reader(Protocol):
         """Of an epoch; None: it never repeats."""
         ...
 
+    @property
+    def num_nodes(self) -> int:
+        """N machines that read each its own part: entries p with p % N = k are those of machine k.
+
+        1: any machine may read any entry.
+        """
+        ...
+
     def describe(self) -> str: ...
 
     def fingerprint(self) -> str:
@@ -140,6 +153,7 @@ class ShapesReader:
     """
 
     num_samples = None
+    num_nodes = 1
 
     def __init__(self, config: DataConfig) -> None:
         if config.filters:
@@ -213,6 +227,8 @@ class EpochReader:
     what it passes over.
     """
 
+    num_nodes = 1
+
     def __init__(
         self, num_samples: int, place: str, config: DataConfig, left_out: Counter[str]
     ) -> None:
@@ -240,22 +256,15 @@ class EpochReader:
         """int64 [num_samples]: the numbers of the samples."""
         return shuffled(self.config.seed, epoch, self.num_samples)
 
-    def in_order(self, count: int) -> np.ndarray:
-        """int64: the numbers of all samples as the data has them, whatever the seed.
-
-        Of data that is read over a network, at least ``count`` of them.
-        """
-        return np.arange(self.num_samples)
+    def chosen(self, count: int) -> np.ndarray:
+        """int64: at most ``count`` numbers of samples, spread over the data, whatever the seed."""
+        return spread(self.num_samples, count)
 
     def captions_of_data(self, count: int) -> Iterator[str]:
-        order = self.in_order(count)
-
-        # Spread over all of them, because data may be sorted by subject.
-        num_chosen = min(len(order), count)
-        chosen = order[np.arange(num_chosen) * len(order) // num_chosen]
-        for index in chosen.tolist():
+        chosen = self.chosen(count).tolist()
+        for index in chosen:
             with suppress(UnreadableError):
-                yield from self.filters.captions(self.captions(index))[: count // num_chosen]
+                yield from self.filters.captions(self.captions(index))[: count // len(chosen)]
 
     def find(self, position: int) -> tuple[int, int]:
         """(epoch, number of the sample) of an entry."""
@@ -332,6 +341,52 @@ def shuffled(
     """
     words = random_words(seed, ORDER, epoch, num_samples)
     return np.argsort(words, kind="stable") if groups is None else np.lexsort((words, groups))
+
+
+ROUNDS = 2  # of a keyed order, each for both halves
+
+
+def order_key(seed: int, epoch: int, part: int) -> tuple[int, ...]:
+    """The key of ``keyed`` for a part of an epoch: f(seed, epoch, part)."""
+    # inner 0 and 1 are the words of ``shuffled`` and of the order of shards.
+    return tuple(random_words(seed, ORDER, epoch, 2 * ROUNDS, inner=2 + part).tolist())
+
+
+def keyed(place: int, count: int, key: Sequence[int]) -> int:
+    """Where ``place`` of 0 ... count - 1 goes in a permutation that ``key`` chooses.
+
+    Nothing is kept for it. It is a Feistel network (Luby and Rackoff 1988) over a rectangle of at
+    least ``count`` places, with sums in place of exclusive ors so that the rectangle may have any
+    sides (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). A place beyond
+    ``count`` is sent on until it is within (cycle walking). Whole numbers alone, so it is the same
+    on every machine.
+    """
+    height = math.isqrt(count - 1) + 1
+    width = -(-count // height)
+    while True:
+        left, right = divmod(place, width)
+        for number in range(0, len(key), 2):
+            left = (left + _mixed(right, key[number])) % height
+            right = (right + _mixed(left, key[number + 1])) % width
+        place = left * width + right
+        if place < count:
+            return place
+
+
+def _mixed(value: int, key: int) -> int:
+    """High bits of a word that depends on all bits of both, with constants of SplitMix64."""
+    word = (value * 0x9E3779B97F4A7C15 + key) & 0xFFFFFFFFFFFFFFFF
+    word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    return (word ^ word >> 27) * 0x94D049BB133111EB >> 24 & 0xFFFFFFFFFF
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """int64: ``count`` of ``total`` numbers, or all, at equal distances.
+
+    Data may be sorted by subject, so that its beginning would not stand for it.
+    """
+    num_chosen = min(total, count)
+    return np.arange(num_chosen) * total // max(1, num_chosen)
 
 
 def choose_caption(captions: Sequence[str], seed: int, epoch: int, index: int) -> str:

@@ -5,34 +5,44 @@ An index that an earlier run, or another rank of this one, has kept is read; the
 looked through by several processes. A sample costs about 0.1 ms to find and 48 bytes to keep, so a
 billion pairs are looked through in a day of one core, once.
 
+What a run reads is one Table of all samples, 24 bytes each: ``table_of(shards, filters, mirror,
+owners)``. Of many samples it is a file too, made once of the indexes and mapped into the memory of
+every process of a machine, which so share its pages. The sum of each shard's rows stands in it and
+is compared when the shard is first read.
+
 An index is a file a shard, in a folder beside the copies of remote shards: ``kept_at(shard,
 filters, folder)`` -> its place -> ``load`` or ``keep``. A shard is known by its path, size and time
 of change, or by its URL, size and ETag. The filters belong to it, since they decide what is left
 out. ``listing`` serves ``silc-bench cache ls | prune``, and nothing else removes any. A run reads
 an index once, when it starts, whole: the shard of one that is removed, at whatever moment, is
-looked through again, so nothing here is ever locked.
+looked through again. Only the writing of a table is locked, so that one process of a machine does
+it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import multiprocessing
 import os
 import re
 import signal
 import time
+import zlib
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from silc_bench.datasets.files import remote, shards
 from silc_bench.datasets.files.shards import IMAGE_EXTENSIONS, Damage
-from silc_bench.errors import RunError, UserError
+from silc_bench.errors import DataError, RunError, UserError
 from silc_bench.later import np
 from silc_bench.system import archives
 from silc_bench.system.cache import IN_USE, Listed
@@ -53,8 +63,14 @@ T = TypeVar("T")
 SCHEMA_VERSION = "shard-index/5"
 MAX_BYTES = 1 << 34  # of an index, 48 a sample
 
-# Names of our own files: an index, and one that is being written.
-_OURS = re.compile(r"[0-9a-f]{24}\.npz|\.[0-9a-f]{24}\.npz\.[0-9a-f]{8}\.tmp")
+# Names of our own files: an index or a table, and one that is being written.
+_OURS = re.compile(r"[0-9a-f]{24}\.(npz|rows)|\.[0-9a-f]{24}\.(npz|rows)\.[0-9a-f]{8}\.tmp")
+
+TABLE_VERSION = "shard-table/1"
+SMALL = 2**16  # samples, up to which a table is made anew at each start, in memory
+BLOCK = 512  # bytes: a member of a tar begins at a multiple of it
+NO_MEMBER = 2**32 - 1  # in place of a size
+SENT_AT_ONCE = 64  # indexes that ranks tell each other
 
 
 @dataclass(frozen=True)
@@ -89,11 +105,18 @@ def expand(pattern: str) -> list[Shard]:
 
 
 def index_all(
-    all_shards: Sequence[Shard], filters: Filters, mirror: remote.Mirror
-) -> list[ShardIndex]:
+    all_shards: Sequence[Shard],
+    filters: Filters,
+    mirror: remote.Mirror,
+    owners: Sequence[int] | None = None,
+) -> Iterator[ShardIndex]:
     """The index of each shard.
 
-    Every rank calls it. Of the new shards each rank looks through its own part.
+    Every rank calls it. Of the new shards each rank looks through its own part, and tells what it
+    found to ranks that do not see its files.
+
+    Args:
+        owners: the rank that looks through each shard; by default they take turns.
 
     Raises:
         UserError: one that is no shard, or cannot be read.
@@ -106,7 +129,8 @@ def index_all(
     is_first = rank() == 0
     places = [kept_at(shard, filters, mirror.folder) for shard in all_shards]
     with_places = list(zip(all_shards, places, strict=True))
-    own = with_places[rank() :: num_ranks()]
+    owners = owners or [number % num_ranks() for number in range(len(places))]
+    own = [pair for pair, owner in zip(with_places, owners, strict=True) if owner == rank()]
     new = [(shard, place) for shard, place in own if not is_kept(place)]
 
     indexes: dict[Path, ShardIndex] = {}
@@ -124,13 +148,34 @@ def index_all(
         folder = folder_of(mirror.folder)
         warn(f"cannot write to {folder}: the next start looks through all shards again")
 
-    loaded = {place: load(place) for place in places if place not in indexes}
-    indexes |= {place: index for place, index in loaded.items() if index is not None}
-
     # What ranks on other machines found is not there where they have another disk, or cannot write.
-    missing = [(shard, place) for shard, place in with_places if place not in indexes]
+    # They tell it, because to look again would be to fetch a remote shard again.
+    lacking = [place.name for place in places if place not in indexes and not is_kept(place)]
+    asked = sorted(set(concatenated(lacking)))
+    own_places = {place.name: (shard, place) for shard, place in own}
+    all_places = {place.name: (shard, place) for shard, place in with_places}
+    for first in range(0, len(asked), SENT_AT_ONCE):
+        names = asked[first : first + SENT_AT_ONCE]
+        places_here = [own_places[name][1] for name in names if name in own_places]
+        found = [(place.name, indexes.get(place) or load(place)) for place in places_here]
+        for name, index in concatenated([pair for pair in found if pair[1] is not None]):
+            if name in all_places and index is not None:
+                shard, place = all_places[name]
+                keep(index, shard, place)
+                indexes[place] = index
+
+    # What is kept is loaded when it is needed: all of it at once may be more than fits into memory.
+    indexes = {place: index for place, index in indexes.items() if not is_kept(place)}
+    missing = [
+        (shard, place)
+        for shard, place in with_places
+        if place not in indexes and not is_kept(place)
+    ]
     indexes |= _look_through(missing, filters, mirror, is_shown=is_first)
-    return [indexes[place] for place in places]
+    return (
+        indexes.get(place) or load(place) or _look_at(shard, place, filters, mirror)
+        for shard, place in with_places
+    )
 
 
 def _look_through(
@@ -185,6 +230,216 @@ def _in_processes(
             raise RunError(problem, about="shards", fix=fix) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+# ---- all samples ----
+
+
+class Table:
+    """Where the members of all samples lie, 24 bytes a sample.
+
+    ``rows``: uint32 [num_samples, 6], block and size in bytes of image, text, JSON; sorted by
+    shard. ``starts``: int64 [number of shards + 1], the first sample of each.
+    """
+
+    def __init__(self, rows: np.ndarray, notes: dict[str, Any], path: Path | None = None) -> None:
+        self.rows = rows
+        self.path = path  # of the file that it is mapped from
+        self.starts = np.array(notes["starts"], np.int64)
+        self.damage = Damage(notes["damage"], notes["first"])
+        self.left_out = Counter[str](notes["left_out"])
+        self.digest: str = notes["digest"]  # of all rows
+        self._sums: list[int] = notes["sums"]
+        self._compared: set[int] = set()
+        self._notes = notes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __reduce__(self) -> tuple[Callable[..., Table], tuple[Any, ...]]:
+        # A worker maps the file too, and gets no copy of the rows.
+        if self.path is not None:
+            return _mapped, (self.path,)
+        return Table, (self.rows, self._notes)
+
+    def shard_of(self, index: int) -> int:
+        return bisect_right(self._notes["starts"], index) - 1
+
+    def member(self, index: int, column: int) -> shards.Place | None:
+        """Offset and size in bytes of a member (0 image, 1 text, 2 JSON); None: it has none."""
+        block, size = self.rows[index, 2 * column : 2 * column + 2].tolist()
+        return None if size == NO_MEMBER else (block * BLOCK, size)
+
+    def check(self, shard: int) -> None:
+        """DataError where the rows of a shard are not those that were written; once a shard."""
+        if shard in self._compared:
+            return
+        rows = self.rows[self.starts[shard] : self.starts[shard + 1]]
+        if zlib.crc32(rows.tobytes()) != self._sums[shard]:
+            problem = "it is damaged: the sum of its rows is not the one that was written"
+            raise DataError(problem, about=self.path or "index", fix="remove it, and start again")
+        self._compared.add(shard)
+
+    def wide(self) -> Iterator[np.ndarray]:
+        """int64 [count, 7] of each shard: its number; offset and size of image, text, JSON."""
+        for shard in range(len(self.starts) - 1):
+            rows = self.rows[self.starts[shard] : self.starts[shard + 1]].astype(np.int64)
+            rows[:, ::2] *= BLOCK
+            sizes = rows[:, 1::2]
+            sizes[sizes == NO_MEMBER] = -1
+            yield np.column_stack([np.full(len(rows), shard), rows])
+
+
+def table_of(
+    all_shards: Sequence[Shard],
+    filters: Filters,
+    mirror: remote.Mirror,
+    owners: Sequence[int] | None = None,
+) -> Table:
+    """The table of all samples of the shards, in their order. Every rank calls it.
+
+    Raises:
+        UserError, RunError: as ``index_all``.
+        DataError: a shard that is too large for it.
+    """
+    from silc_bench.system.processes import concatenated
+
+    places = [kept_at(shard, filters, mirror.folder) for shard in all_shards]
+    names = "\n".join([TABLE_VERSION, *(place.name for place in places)])
+    name = hashlib.sha256(names.encode()).hexdigest()[:24]
+    path = folder_of(mirror.folder) / f"{name}.rows"
+
+    table = _kept_table(path)
+    if not concatenated([path.name] if table is None else []):
+        assert table is not None
+        return table
+
+    indexes = index_all(all_shards, filters, mirror, owners)
+    if table is not None:
+        return table
+    try:
+        num_bytes = sum(place.stat().st_size for place in places)
+    except OSError:  # not kept, because nothing can be written
+        num_bytes = 0
+    if num_bytes <= SMALL * 6 * 8:
+        return _in_memory(all_shards, indexes)
+
+    # The processes of a machine share the folder: one of them writes, and the others wait.
+    try:
+        with open(path.with_name(f".{path.stem}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            table = _kept_table(path)
+            if table is None:
+                with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                    _write(file.write, all_shards, indexes)
+                table = _kept_table(path)
+    except OSError:
+        # A full disk. A part of them is read already, so all are loaded anew.
+        return _in_memory(all_shards, index_each(all_shards, places, filters, mirror))
+    assert table is not None
+    return table
+
+
+def index_each(
+    all_shards: Sequence[Shard],
+    places: Sequence[Path],
+    filters: Filters,
+    mirror: remote.Mirror,
+) -> Iterator[ShardIndex]:
+    """The index of each shard, as it is kept, or looked through."""
+    for shard, place in zip(all_shards, places, strict=True):
+        yield load(place) or _look_at(shard, place, filters, mirror)
+
+
+def _in_memory(all_shards: Sequence[Shard], indexes: Iterable[ShardIndex]) -> Table:
+    content = bytearray()
+    notes = _write(content.extend, all_shards, indexes, has_notes=False)
+    return Table(np.frombuffer(content, np.uint32).reshape(-1, 6), notes)
+
+
+def _write(
+    write: Callable[[bytes], object],
+    all_shards: Sequence[Shard],
+    indexes: Iterable[ShardIndex],
+    has_notes: bool = True,
+) -> dict[str, Any]:
+    """Write a table: its rows, its notes as JSON, their length and sum. Returns the notes."""
+    starts, sums, digest = [0], [], hashlib.blake2b(digest_size=8)
+    damage, left_out = Damage(), Counter[str]()
+    for shard, index in zip(all_shards, indexes, strict=True):
+        rows = _narrow(index.rows, shard).tobytes()
+        write(rows)
+        starts.append(starts[-1] + len(index.rows))
+        sums.append(zlib.crc32(rows))
+        digest.update(rows)
+        damage.merge(index.damage)
+        left_out += index.left_out
+
+    folder = all_shards[0].name if all_shards[0].stamp else str(Path(all_shards[0].name).resolve())
+    notes = {
+        "version": TABLE_VERSION,
+        "starts": starts,
+        "sums": sums,
+        "digest": digest.hexdigest(),
+        "damage": damage.counts,
+        "first": damage.first,
+        "left_out": left_out,
+        "shard": folder,
+    }
+    if has_notes:
+        content = json.dumps(notes).encode()
+        write(content)
+        write(np.array([len(content), zlib.crc32(content)], "<u8").tobytes())
+    return notes
+
+
+def _narrow(rows: np.ndarray, shard: Shard) -> np.ndarray:
+    """int64 [count, 6] in bytes -> uint32 [count, 6], offsets in blocks."""
+    offsets, sizes = rows[:, ::2], rows[:, 1::2]
+    if (offsets % BLOCK).any() or (offsets // BLOCK >= 2**32).any() or (sizes >= NO_MEMBER).any():
+        problem = "it is larger than 2 TiB, or a member of it than 4 GiB"
+        raise DataError(problem, about=shard.name, fix="pack it anew, as several shards")
+    narrow = np.empty(rows.shape, "<u4")
+    narrow[:, ::2] = offsets // BLOCK
+    narrow[:, 1::2] = np.where(sizes < 0, NO_MEMBER, sizes)
+    return narrow
+
+
+def _notes_of(path: Path) -> dict[str, Any]:
+    """The notes of a table; ValueError or OSError where it is none, or not whole."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 16))
+        tail = file.read(16)
+        if len(tail) < 16:
+            raise ValueError("too short")
+        length, total = np.frombuffer(tail, "<u8").tolist()
+        if length > size - 16:
+            raise ValueError("its notes are longer than it is")
+        file.seek(size - 16 - length)
+        content = file.read(length)
+    if zlib.crc32(content) != total:
+        raise ValueError("its notes are damaged")
+    notes: dict[str, Any] = json.loads(content)
+    if notes["version"] != TABLE_VERSION or notes["starts"][-1] * 24 != size - 16 - length:
+        raise ValueError("it is another's")
+    return notes
+
+
+def _mapped(path: Path) -> Table:
+    notes = _notes_of(path)
+    shape = (notes["starts"][-1], 6)
+    return Table(np.memmap(path, "<u4", "r", shape=shape), notes, path)
+
+
+def _kept_table(path: Path) -> Table | None:
+    """The table at ``path``; None where it is not there, or not whole."""
+    try:
+        table = _mapped(path)
+    except archives.DAMAGE:
+        return None
+    _note_use(path)
+    return table
 
 
 # ---- one shard ----
@@ -319,12 +574,16 @@ def load(place: Path) -> ShardIndex | None:
     except archives.DAMAGE:
         return None
 
+    _note_use(place)
+    return index
+
+
+def _note_use(place: Path) -> None:
     # The time of change says when it was last of use. It is set seldom, since a write for each rank
     # and shard is much for a shared disk.
     with suppress(OSError):  # removed meanwhile, or another user's
         if time.time() - place.stat().st_mtime > IN_USE:
             os.utime(place)
-    return index
 
 
 def keep(index: ShardIndex, shard: Shard, place: Path) -> None:
@@ -356,7 +615,7 @@ def listing(shards_folder: Path) -> list[Listed]:
             status = path.stat()
 
             # A young file of another name is still being written.
-            if path.suffix == ".npz" or time.time() - status.st_mtime > IN_USE:
+            if path.suffix in (".npz", ".rows") or time.time() - status.st_mtime > IN_USE:
                 listed = Listed(path, {"kind": "index"}, status.st_size, status.st_mtime)
                 indexes.append(listed)
     return indexes
@@ -382,6 +641,8 @@ def by_source(indexes: list[Listed]) -> list[Listed]:
 def _source_of(place: Path) -> str:
     """The folder or URL; "" where the file is damaged, half-written or of an earlier version."""
     try:
-        return str(archives.header_of(SCHEMA_VERSION, place)["shard"]).rpartition("/")[0]
+        is_table = place.suffix == ".rows"
+        notes = _notes_of(place) if is_table else archives.header_of(SCHEMA_VERSION, place)
+        return str(notes["shard"]).rpartition("/")[0]
     except archives.DAMAGE:
         return ""

@@ -47,17 +47,18 @@ from silc_bench.trainer.data.shards import ShardsReader
 BLOCK = 1000  # entries: a share is met to 0.1 %
 
 
-def open_reader(config: DataConfig, damage: Damage) -> Reader:
+def open_reader(config: DataConfig, damage: Damage, node: tuple[int, int] = (0, 1)) -> Reader:
     """The reader that ``config.source`` names.
 
-    What is damaged already in its index is added to ``damage``.
+    What is damaged already in its index is added to ``damage``. ``node``: which of how many
+    machines this is, which share shards between them.
 
     Raises:
         UserError: nothing there, not one pair in it, or weights that mean nothing.
         RunError: a remote source that does not answer.
     """
     parts = [_weighted(part.strip(), config.source) for part in config.source.split("|")]
-    readers = [_open(name, config, damage) for _, name in parts]
+    readers = [_open(name, config, damage, node) for _, name in parts]
     if len(readers) == 1:
         return readers[0]
 
@@ -114,7 +115,7 @@ def _weighted(part: str, source: str) -> tuple[float | None, str]:
     return weight, match[2]
 
 
-def _open(source: str, config: DataConfig, damage: Damage) -> Reader:
+def _open(source: str, config: DataConfig, damage: Damage, node: tuple[int, int]) -> Reader:
     if source == "shapes":
         return ShapesReader(config)
     if _is_generated(source):
@@ -123,7 +124,7 @@ def _open(source: str, config: DataConfig, damage: Damage) -> Reader:
     path = Path(source).expanduser()
     if _is_listed(path):
         return ListedReader.open(path, config, damage)
-    return ShardsReader.open(source, config, damage)
+    return ShardsReader.open(source, config, damage, node)
 
 
 def _is_generated(source: str) -> bool:
@@ -146,6 +147,7 @@ class MixedReader:
         self._readers = list(readers)
         self._seed = seed
         self._counts = shares(weights)
+        self.num_nodes = max(reader.num_nodes for reader in readers)
         self._blocks = LastTwo(self._block)
 
     @property
@@ -182,10 +184,13 @@ class MixedReader:
 
     def find(self, position: int) -> tuple[int, int]:
         """(which source, position in its own stream) of an entry."""
-        block, place = divmod(position, BLOCK)
+        # Each node mixes its own entries, which so are those of the same node in each source.
+        number, node = divmod(position, self.num_nodes)
+        block, place = divmod(number, BLOCK)
         which, before = self._blocks[block]
         reader = int(which[place])
-        return reader, block * int(self._counts[reader]) + int(before[place])
+        inner = block * int(self._counts[reader]) + int(before[place])
+        return reader, inner * self.num_nodes + node
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """int64 [BLOCK] twice: the source of each entry; entries of the same source before it."""

@@ -15,6 +15,11 @@ is not zero the entries that failed. Each of these moves the rows after it up by
 of those rows read one entry more, for this batch and for each that was begun by then. So W ranks
 read at most B + BATCHES_AHEAD * d * W entries for a batch with d failures, and B for one without.
 
+On N machines (nodes) shards belong to nodes, and node k has the entries p with p % N = k: a batch
+is the next B / N of each node that can be read. Where one cannot, its own node goes one entry
+further, and no other does. So a batch also says how many entries each node has gone (``nodes``),
+and ``position`` is their sum.
+
 ReadAhead does the reading in the background: in a thread, or in processes of its own. Flow:
 ``with ReadAhead(reader, decode_size, num_workers) as ahead`` -> ``ahead.ask(positions)``, which
 begins at once -> ``Asked.rows()``, which waits for the Rows. What an earlier answer holds already
@@ -47,7 +52,7 @@ from torch.utils.data import DataLoader, Dataset
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError, RunError, UserError, first_line
 from silc_bench.system.limits import num_cores
-from silc_bench.system.processes import begun, concatenated, is_of_dead_reader
+from silc_bench.system.processes import begun, concatenated, is_of_dead_reader, node
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     ChangedError,
@@ -80,6 +85,7 @@ class Batch:
     sizes: Tensor  # int64 [b, 2]: height and width of the images
     texts: list[str]
     position: int  # where the stream goes on after this batch
+    nodes: tuple[int, ...] = ()  # of several nodes: how many of its entries each has gone
 
 
 def open_source(config: DataConfig) -> Source:
@@ -94,7 +100,7 @@ def open_source(config: DataConfig) -> Source:
             raise UserError(f"{value} is too small", about=f"data.{name}", fix=fix)
 
     damage = Damage()
-    return Source(open_reader(config, damage), config, damage)
+    return Source(open_reader(config, damage, node()), config, damage)
 
 
 def crowding(num_workers: int, num_ranks: int) -> str | None:
@@ -153,12 +159,16 @@ class Source:
         rank: int = 0,
         num_ranks: int = 1,
         tell: Callable[[Failures], Failures] = concatenated,
+        nodes: Sequence[int] = (),
     ) -> Generator[Batch, None, None]:
         """Endless batches of exactly ``batch_size`` pairs from position ``start``.
 
         Of ``num_ranks`` processes each gets its own part of the same batches, in the order of the
         ranks. All of them have to take the same number of batches: each batch asks ``tell``, which
         makes of every rank's list the list of all. Closing the generator ends its workers.
+
+        ``nodes``: what the batch before ``start`` says. Without it, or on another number of nodes,
+        each node begins as if all had gone equally far.
 
         Raises:
             UserError: nothing at all can be read, or a shard disappeared.
@@ -168,18 +178,25 @@ class Source:
         assert batch_size > 0
         assert batch_size % num_ranks == 0
         share = batch_size // num_ranks
+        num_nodes = self._reader.num_nodes
+        assert num_ranks % num_nodes == 0
+        node, local_rank = divmod(rank, num_ranks // num_nodes)
+        of_node = batch_size // num_nodes
+        gone = list(nodes)
+        if len(gone) != num_nodes or sum(gone) != start:
+            gone = [(start - each + num_nodes - 1) // num_nodes for each in range(num_nodes)]
 
-        def own(first: int, failures: Sequence[Failure] = ()) -> list[int]:
-            """This process's positions of a batch from ``first`` on, without those that fail."""
-            failed = {position for position, _ in failures}
-            candidates = range(first, first + batch_size + len(failed))
+        def own(number: int, failures: Sequence[Failure] = ()) -> list[int]:
+            """This process's positions of the batch after ``number`` others, without failures."""
+            failed = {position for position, _ in failures if position % num_nodes == node}
+            first = gone[node] + number * of_node
+            entries = range(first, first + of_node + len(failed))
+            candidates = (entry * num_nodes + node for entry in entries)
             members = [position for position in candidates if position not in failed]
-            return members[rank * share : (rank + 1) * share]
+            return members[local_rank * share : (local_rank + 1) * share]
 
         with ReadAhead(self._reader, self._config.decode_size, self._config.num_workers) as ahead:
-            coming = deque(
-                ahead.ask(own(start + number * batch_size)) for number in range(BATCHES_AHEAD)
-            )
+            coming = deque(ahead.ask(own(number)) for number in range(BATCHES_AHEAD))
 
             while True:
                 asked = coming.popleft()
@@ -199,21 +216,22 @@ class Source:
 
                     failures += new_failures
                     num_new = len(new_failures)
-                    asked = ahead.ask(own(start, failures), asked)
+                    asked = ahead.ask(own(0, failures), asked)
                     rows = asked.rows()
 
                 # The batches that were begun assumed that this one is whole. Where it was not, they
                 # start later; most of their entries are there already and are not read again.
-                start += batch_size + len(failures)
+                for each in range(num_nodes):
+                    gone[each] += of_node
+                for position, _ in failures:
+                    gone[position % num_nodes] += 1
                 if failures:
-                    coming = deque(
-                        ahead.ask(own(start + number * batch_size), old)
-                        for number, old in enumerate(coming)
-                    )
-                coming.append(ahead.ask(own(start + len(coming) * batch_size)))
+                    coming = deque(ahead.ask(own(number), old) for number, old in enumerate(coming))
+                coming.append(ahead.ask(own(len(coming))))
 
                 self._count(failures + notes)
-                yield Batch(rows.images, rows.sizes, rows.texts, start)
+                reached = tuple(gone) if num_nodes > 1 else ()
+                yield Batch(rows.images, rows.sizes, rows.texts, sum(gone), reached)
 
     def _stop_if_all(self, num_failing: int, failures: Failures) -> None:
         # A row of failures may begin anywhere in an epoch; so many hold a whole one for certain.

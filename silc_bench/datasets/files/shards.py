@@ -18,6 +18,7 @@ import glob
 import os
 import re
 import tarfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -346,7 +347,6 @@ def read_member(path: Path, place: Place) -> bytes:
     """
     offset, size = place
 
-    # opened anew each time: a run over thousands of shards would use up the open files
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -355,7 +355,56 @@ def read_member(path: Path, place: Place) -> bytes:
             os.close(handle)
     except OSError as error:
         raise cannot_read(path, error) from error
+    return _whole(data, path, place)
 
+
+class OpenFiles:
+    """``read_member`` of files that stay open: on a shared disk each opening asks its server.
+
+    At most ``limit`` are open, those read last, because a run over thousands of shards would use
+    up what a process may open. Safe in threads. A copy for another process begins with none.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._handles: OrderedDict[Path, _Handle] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[int]]:
+        return OpenFiles, (self._limit,)
+
+    def read(self, path: Path, place: Place) -> bytes:
+        """As ``read_member``, with its errors."""
+        offset, size = place
+        try:
+            # A thread that reads holds the handle, so that nobody closes it under the thread.
+            handle = self._handles.get(path) or _Handle(path)
+            data = os.pread(handle.number, size, offset)
+        except OSError as error:
+            raise cannot_read(path, error) from error
+
+        self._handles[path] = handle
+        try:
+            self._handles.move_to_end(path)
+            while len(self._handles) > self._limit:
+                self._handles.popitem(last=False)
+        except KeyError:  # another thread has removed it, to make room
+            pass
+        return _whole(data, path, place)
+
+
+class _Handle:
+    """An open file, which is closed with the last reference."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):  # not where opening failed
+            os.close(self.number)
+
+
+def _whole(data: bytes, path: Path, place: Place) -> bytes:
+    offset, size = place
     if len(data) != size:
         problem = f"it changed while it was in use: {len(data)} of {size} bytes at {offset}"
         raise UserError(problem, about=path, fix="leave it as it is, and start anew")

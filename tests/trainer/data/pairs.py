@@ -8,10 +8,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+import numpy as np
 from PIL import Image
 
 from silc_bench.errors import UserError
 from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.shard_index import Table
 from silc_bench.trainer.data.stream import open_source
 
 OPTIONS = {"JPEG": {"quality": 100}, "WEBP": {"lossless": True}}
@@ -51,6 +53,14 @@ def numbered(folder, *sizes):
         start += size
         files[path.name] = path.read_bytes()
     return files
+
+
+def table_of(sizes):
+    """The table of shards of so many pairs each, which lie nowhere."""
+    starts = [0, *itertools.accumulate(sizes)]
+    names = ("damage", "first", "left_out")
+    notes = {"starts": starts, "sums": [], "digest": "", **{name: {} for name in names}}
+    return Table(np.zeros((starts[-1], 6), np.uint32), notes)
 
 
 def shard(path, samples):

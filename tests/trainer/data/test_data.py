@@ -168,9 +168,10 @@ def test_the_users_error_is_one_sentence_and_ends_the_workers(tmp_path, workers)
     with refused(f"{path} at byte ", DataError, is_kept=False) as damage:
         take(stream, 4, 0, 1)
     assert "corrupt image" in damage.value.problem
+    unread = source(path, num_workers=workers)  # of which no file is open yet
     path.unlink()
     with refused(path):
-        take(stream, 4, 0, 1)
+        take(unread, 4, 0, 1)
     assert in_background() == before  # though the errors are still held
 
 

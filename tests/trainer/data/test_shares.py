@@ -36,6 +36,8 @@ class Numbers:
     asked for.
     """
 
+    num_nodes = 1
+
     def __init__(self, num_samples, damaged=(), seed=0):
         self.num_samples, self.damaged, self.seed = num_samples, damaged, seed
         self.asked = Counter()

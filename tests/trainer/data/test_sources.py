@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ from silc_bench.trainer.data.shard_index import Shard
 from silc_bench.trainer.data.shards import ShardsReader
 from silc_bench.trainer.data.sources import BLOCK, MixedReader, open_reader
 
-from pairs import encoded, numbers, shard, source, take, texts_of, whole, write_shard  # isort: skip
+from pairs import encoded, numbers, shard, source, table_of  # isort: skip
+from pairs import take, texts_of, whole, write_shard  # isort: skip
 
 
 # --- each sample once, for any number of shards, workers and ranks, from any point ----------------
@@ -56,13 +58,12 @@ def test_every_epoch_is_a_permutation_that_is_the_same_from_any_position(
     sizes, group, seed, is_remote, data
 ):
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    places = shard_of[:, None] * np.eye(1, 7, dtype=np.int64)
     files = [Shard("x", remote.Stamp(1, "") if is_remote else None)] * len(sizes)
     config = DataConfig(seed=seed, shuffle_shards=group)
-    n = len(places)
+    n = len(shard_of)
 
     def read(start):
-        reader = ShardsReader(files, places, config, collections.Counter(), None)
+        reader = ShardsReader(files, table_of(sizes), config, None)
         reader._fetch_ahead = lambda *which: None
         return [reader.find(p)[1] for p in range(start, 3 * n)]
 
@@ -291,7 +292,7 @@ def test_filters_that_leave_nothing(tmp_path):
 def test_every_block_has_each_source_in_its_share_and_each_inner_stream_is_whole(
     weights, seed, block
 ):
-    reader = MixedReader([None] * len(weights), weights, seed)
+    reader = MixedReader([mock.Mock(num_nodes=1)] * len(weights), weights, seed)
     entries = [reader.find(p) for p in range(block * BLOCK, (block + 1) * BLOCK)]
     for number, weight in enumerate(weights):
         own = [inner for which, inner in entries if which == number]
