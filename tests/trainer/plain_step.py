@@ -386,6 +386,10 @@ class PlainRun:
             move = self.optimizer(name, factor * gradient)
             self.weights[name] = (1 - decay) * weight - lr * move
 
+        # The ceiling of CLIP and open_clip.
+        if highest := config.contrastive.max_scale:
+            self.weights["log_scale"] = self.weights["log_scale"].clamp(max=math.log(highest))
+
     def follow(self, seen):
         """Teacher, centres and average, after the weights have moved."""
         m = momentum(self.number, self.config)

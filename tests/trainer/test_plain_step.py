@@ -40,7 +40,12 @@ VARIANTS = {
     "contrastive+views": ("b16", "contrastive+views", "contrastive.images=original+global"),
     "contrastive, micro-batches": ("b16", "contrastive", "micro_batch=2"),
     "local+global": ("b16", "silc", "distillation.pairs=local+global distillation.weight=0.5"),
-    "softmax": ("b16", "silc", "contrastive.loss=softmax optim.schedule=wsd"),
+    "softmax": (
+        "b16",
+        "silc",
+        "contrastive.loss=softmax contrastive.init_scale=1 contrastive.max_scale=1"
+        " optim.schedule=wsd",
+    ),
     "equal texts": ("b16", "contrastive", "contrastive.equal_texts=positive"),
     "equal texts, softmax": (
         "b16",
