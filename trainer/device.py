@@ -40,7 +40,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, first_line
 from silc_bench.later import Later
 from silc_bench.system.processes import num_local_ranks, num_ranks, rank, summed
 from silc_bench.trainer.config.config import Config
@@ -67,6 +67,9 @@ def parallel(student: nn.Module, exchange: str = "fp32") -> nn.Module:
 
     Either averages the gradients over the ranks while they are made, DDP in the precision
     ``exchange``.
+
+    Raises:
+        UserError: this PyTorch does not exchange in bf16; one for CPUs alone does not.
     """
     if num_ranks() == 1 or _is_sharded_model(student):
         return student
@@ -75,7 +78,14 @@ def parallel(student: nn.Module, exchange: str = "fp32") -> nn.Module:
         # here, because it is slow to import and few runs need it
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-        model.register_comm_hook(None, bf16_compress_hook)
+        try:
+            model.register_comm_hook(None, bf16_compress_hook)
+        except TypeError as error:
+            raise UserError(
+                f"this PyTorch has no such exchange ({first_line(error)})",
+                about="exchange=bf16",
+                fix="install a PyTorch built with CUDA and NCCL, or leave exchange out",
+            ) from None
     return model
 
 

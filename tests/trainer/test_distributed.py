@@ -11,6 +11,7 @@ import signal
 import on_ranks
 import pytest
 import torch
+import torch.distributed as dist
 from gloo_pool import GlooPool
 from refusals import refused
 from runs import close, end_of, equal, rows_of
@@ -91,6 +92,7 @@ def test_ranks_whose_tables_are_in_chunks_equal_one_process(tiny, pool, loss, te
         close(answer[1:4], alone[1:4], 1e-9)
 
 
+@pytest.mark.skipif(not dist.is_nccl_available(), reason="DDP's hook asks for a build with NCCL")
 def test_gradients_may_be_exchanged_in_bf16(tiny, pool):
     """Equal on the ranks, and within bf16's rounding of those in fp32."""
     config = tiny(batch_size=BATCH, samples=BATCH)
@@ -102,6 +104,22 @@ def test_gradients_may_be_exchanged_in_bf16(tiny, pool):
         # the norm clips all of them alike
         wanted = plain[1][0][name]
         close(gradient, wanted, 0.02, atol=0.02 * wanted.abs().max().item())
+
+
+def test_a_pytorch_that_exchanges_no_bf16_is_named(monkeypatch):
+    class WithoutNccl(torch.nn.Module):
+        def __init__(self, *args, **kwargs):
+            super().__init__()
+
+        def register_comm_hook(self, state, hook):
+            raise TypeError("BF16 requires NCCL\nand more")
+
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+    monkeypatch.setattr(distributed, "DistributedDataParallel", WithoutNccl)
+    model = torch.nn.Linear(1, 1)
+    with refused(about="exchange=bf16"):
+        distributed.parallel(model, "bf16")
+    assert isinstance(distributed.parallel(model, "fp32"), WithoutNccl)
 
 
 def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):

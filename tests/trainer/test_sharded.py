@@ -135,7 +135,7 @@ def test_compiled_blocks_are_shared_too(tiny, pool, work, changes):
     config = tiny(**SIZES, **changes)
     tokenizer, batches = work
     plain = on_ranks.train_each([config], tokenizer, batches[:2])[0]
-    asked = [sharded(device.replace(config, compile=True))]
+    asked = [sharded(device.replace(config, compile="true"))]
     for (answer,) in pool.run(2, on_ranks.train_each, asked, tokenizer, batches[:2]):
         close(answer[1:4], plain[1:4], 1e-9)
 
