@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from rich.console import Console
@@ -85,7 +85,7 @@ def run_training(
     config: Config,
     run: Path,
     *,
-    resume: bool,
+    resume: bool | Literal["auto"],
     device: torch.device,
     console: Console,
     on_collapse: str = "warn",
@@ -95,6 +95,7 @@ def run_training(
 ) -> Path:
     """Train a new run in an empty folder, or continue one; returns the final checkpoint's path.
 
+    ``resume``: "auto" continues the run where it has a checkpoint, and else starts it.
     ``on_collapse``: "warn" says what ``silc_bench.trainer.monitor.health`` finds and goes on,
     "stop" ends the run with it. ``wandb``: [ENTITY/]PROJECT that gets the rows of the log too
     (silc_bench.trainer.monitor.log). ``on_step``: is called after each step, on the first rank,
@@ -134,7 +135,7 @@ def run_training(
 def _begun_or_resumed(
     config: Config,
     run: Path,
-    resume: bool,
+    resume: bool | Literal["auto"],
     device: torch.device,
     console: Console,
     on_collapse: str,
@@ -142,6 +143,11 @@ def _begun_or_resumed(
     on_step: OnStep,
     force: bool,
 ) -> Path:
+    if resume == "auto":
+        # The first rank's answer: a folder of the network may look different from another node.
+        resume = of_first(lambda: "yes" if checkpoint.all_in(run) else "") == "yes"
+        said = "goes on from its newest checkpoint" if resume else "holds no checkpoint: a new run"
+        say(f"--resume auto: {run} {said}", console)
     check_begun(run, resume)
 
     payload = None
@@ -295,8 +301,12 @@ def _created(config: Config, source: Source, device: torch.device, console: Cons
     """A run before its first step."""
     if not config.init:
         # One rank reads or trains the tokenizer and the others get a copy, so that all agree.
-        tokenizer_json = of_first(lambda: _tokenizer_json(source, config, console))
-        return TrainState.create(config, read_tokenizer(tokenizer_json), device)
+        said: list[str] = []
+        tokenizer_json = of_first(lambda: _tokenizer_json(source, config, said))
+        state = TrainState.create(config, read_tokenizer(tokenizer_json), device)
+        for sentence in said:
+            say(sentence, console)
+        return state
 
     start = read_start(config)
     for sentence in start.said:
@@ -304,15 +314,16 @@ def _created(config: Config, source: Source, device: torch.device, console: Cons
     return TrainState.create(changed(config, start.fields), start.tokenizer, device, start)
 
 
-def _tokenizer_json(source: Source, config: Config, console: Console) -> str:
+def _tokenizer_json(source: Source, config: Config, said: list[str]) -> str:
+    """The tokenizer of a new run; what there is to say of it is added to ``said``."""
     if config.tokenizer:
         tokenizer = of_file(Path(config.tokenizer), config.text)
-        say(f"tokenizer: {config.tokenizer}, cleaning {tokenizer.cleaning}", console)
+        said.append(f"tokenizer: {config.tokenizer}, cleaning {tokenizer.cleaning}")
         return tokenizer.to_json()
 
     captions = source.captions(config.tokenizer_captions or TOKENIZER_CAPTIONS)
     trained = Tokenizer.train(captions, config.text.vocab_size, config.text.context_length)
-    say(f"tokenizer: {trained.vocab_size:,} ids, trained on {len(captions):,} captions", console)
+    said.append(f"tokenizer: {trained.vocab_size:,} ids, trained on {len(captions):,} captions")
     return trained.to_json()
 
 

@@ -25,6 +25,7 @@ from silc_bench.system.terminal import answering, detail, say, timed, warn
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 LOUDNESS = ("--quiet", "--verbose")
+BARE = {"--resume": ("yes", "auto")}  # values of an option that may stand alone, as the first one
 KEY = f"{__name__}.defaults"  # in what click's contexts share
 
 
@@ -51,6 +52,7 @@ class Command(_Help, TyperCommand):
     """A command; knows which of its options somebody gave a default."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        args = list(_spelled_out(args))
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -119,6 +121,20 @@ class App(typer.Typer):
             return register(function)
 
         return with_words
+
+
+def _spelled_out(args: list[str]) -> Iterator[str]:
+    """``--resume`` as ``--resume=yes``, and ``--resume auto`` as ``--resume=auto``."""
+    places = iter(range(len(args)))
+    for place in places:
+        values = BARE.get(args[place])
+        if values is None:
+            yield args[place]
+        elif args[place + 1 : place + 2] and args[place + 1] in values:
+            yield f"{args[place]}={args[place + 1]}"
+            next(places)
+        else:
+            yield f"{args[place]}={values[0]}"
 
 
 # ---- defaults ----

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from silc_bench.cli.command import BARE
 from silc_bench.cli.options import Device
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, unknown_name
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, lasting_output, print_json, tell
 from silc_bench.system.terminal_table import Listing
@@ -78,8 +79,19 @@ def train(
         typer.Option("--set", help="field=value, as in optim.lr=3e-4; may be repeated."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out, bit for bit.")
-    ] = False,
+        str,
+        typer.Option(
+            metavar="[auto]",
+            help="Continue the run in --out, bit for bit; auto: start it where there is none.",
+        ),
+    ] = "",
+    timeout_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="Under torchrun: how long processes wait for one that hangs, before all end.",
+        ),
+    ] = 30.0,
     device: Device = "auto",
     on_collapse: Annotated[
         str, typer.Option(help="warn or stop, when the run's health says that it has collapsed.")
@@ -128,39 +140,50 @@ def train(
 
     # What needs no tensor is refused at once, before torch is imported.
     from silc_bench.evaluation.settings import check_device
-    from silc_bench.trainer.checkpoints.early import check_begun, check_init, check_tokenizer
+    from silc_bench.system.processes import check_launcher
+    from silc_bench.trainer.checkpoints.early import (
+        all_in,
+        check_begun,
+        check_init,
+        check_tokenizer,
+    )
     from silc_bench.trainer.data.sources import check_there
     from silc_bench.trainer.monitor.bounds import check_on_collapse
 
     check_device(device)
     check_on_collapse(on_collapse)
+    check_launcher()
+    run = out or Path("runs") / config.name
+    if resume and resume not in BARE["--resume"]:
+        raise unknown_name("value", resume, BARE["--resume"], about="--resume")
+    goes_on = resume == "yes" or (resume == "auto" and bool(all_in(run)))
     if devices is not None and not dry_run:
         raise UserError(
             "belongs to --dry-run",
             about="--devices",
             fix="torchrun --nproc-per-node N -m silc_bench train starts a run on N devices",
         )
-    if config.init and not resume:
+    if config.init and not goes_on:
         check_init(config.init)
-    if config.tokenizer and not resume:
+    if config.tokenizer and not goes_on:
         check_tokenizer(config.tokenizer)
     if not dry_run:
         if config.data.source:
             check_there(config.data.source)
-        check_begun(out or Path("runs") / config.name, resume)
+        check_begun(run, goes_on)
 
     from silc_bench.evaluation.features import choose_device
     from silc_bench.system.processes import joined, rank
 
     if dry_run:
         # A resumed run has its weights already.
-        if config.init and not resume:
+        if config.init and not goes_on:
             from silc_bench.trainer.checkpoints.init import read_start
 
             # What --init brings, as the run would say it; what the run would refuse is refused.
             for sentence in read_start(config).said:
                 tell(sentence, as_json)
-        if config.tokenizer and not resume:
+        if config.tokenizer and not goes_on:
             from silc_bench.trainer.silc.tokenizers import of_file
 
             of_file(Path(config.tokenizer), config.text)  # refused as the run would refuse it
@@ -175,19 +198,18 @@ def train(
     from silc_bench.system.limits import keep_freed_memory
     from silc_bench.trainer.loop import run_training
 
-    run = out or Path("runs") / config.name
     chosen_device = choose_device(device)
     check_writable(run)
     if chosen_device.type == "cpu":
         keep_freed_memory()
 
-    with lasting_output(), joined(chosen_device):
+    with lasting_output(), joined(chosen_device, timeout_minutes):
         is_first = rank() == 0
         run_console = console if is_first else Console(quiet=True)
         path = run_training(
             config,
             run,
-            resume=resume,
+            resume="auto" if resume == "auto" else goes_on,
             device=chosen_device,
             console=run_console,
             on_collapse=on_collapse,

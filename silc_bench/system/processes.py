@@ -15,8 +15,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from silc_bench.errors import RunError, UserError, first_line
@@ -34,6 +36,17 @@ T = TypeVar("T")
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 # Key of the store that all ranks see; the first rank that writes it speaks for all.
 FAILURE = "silc_bench/failure"
+WAITED = "silc_bench/waited"  # keys of the ranks that waited for another one until the timeout
+MEETING = 10.0  # seconds in which all ranks that waited have said so: they began together
+TIMEOUT_MINUTES = 30.0
+
+# Launchers that start processes by themselves: how many they started, and what starts them right.
+LAUNCHERS = {
+    "SLURM_NTASKS": "srun --ntasks-per-node 1 torchrun --nnodes $SLURM_NNODES --nproc-per-node GPUS"
+    " --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m silc_bench ...",
+    "OMPI_COMM_WORLD_SIZE": "torchrun --nproc-per-node GPUS -m silc_bench ... in place of mpirun",
+    "PMI_SIZE": "torchrun --nproc-per-node GPUS -m silc_bench ... in place of mpiexec",
+}
 
 
 class StoppedError(RunError):
@@ -87,20 +100,40 @@ def node() -> tuple[int, int]:
     return 0, 1
 
 
+def check_launcher() -> None:
+    """Raises UserError: processes that do not know of each other, each with all of the work."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    for name, line in LAUNCHERS.items():
+        count = os.environ.get(name, "1")
+        if count.isdecimal() and int(count) > 1:
+            raise UserError(
+                f"{count} processes were started that do not know of each other (no WORLD_SIZE):"
+                " each would do all of the work, into one folder",
+                about=f"{name}={count}",
+                fix=f"start them with {line}; or set WORLD_SIZE=1 where this is the only one",
+            )
+
+
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[None]:
     """The group of all ranks, where torchrun started this process; else nothing.
 
     Tensors of GPUs (one GPU a rank) go by nccl. Those of CPUs, and all that the hosts say to each
     other, go by gloo: a host that asked by nccl would wait until its GPU has done all that it was
     asked for before.
 
+    Args:
+        timeout_minutes: how long a rank waits for another one before all of them end.
+
     Raises:
+        UserError: as ``check_launcher``.
         Exception: the error of the block. Of all ranks only the first that fails says why, with
             its number; the others exit in silence.
         StoppedError: every rank raised it, and rank 0 speaks for all.
-        RunError: another rank was killed.
+        RunError: another rank was killed, or hangs: it names those that do.
     """
+    check_launcher()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -108,8 +141,15 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         _take_gpu()
     store, number, count = next(dist.rendezvous("env://"))
+    store = _of_this_start(store)
     try:
-        dist.init_process_group(BACKENDS[device.type], store=store, rank=number, world_size=count)
+        dist.init_process_group(
+            BACKENDS[device.type],
+            store=store,
+            rank=number,
+            world_size=count,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
         # A rank that refuses its input at once must not leave while others still connect: gloo
         # would let them wait for it until their time is over.
         any_of(False)
@@ -129,6 +169,7 @@ def joined(device: torch.device) -> Iterator[None]:
         raise
     except Exception as error:
         name = f"rank {number} of {count}"
+        hanging = _hanging(store, number, count, error)
         try:
             # Sets the key only where it is empty, and gives what stands there: one rank wins.
             speaker = store.compare_set(FAILURE, "", name).decode()
@@ -138,6 +179,13 @@ def joined(device: torch.device) -> Iterator[None]:
 
         if speaker != name:
             raise SystemExit(1) from None
+        if hanging:
+            raise RunError(
+                f"no answer for {timeout_minutes:g} minutes from rank {', '.join(hanging)}, for"
+                " which the others waited",
+                about=name,
+                fix="look at its machine; raise --timeout-minutes where it was only slow",
+            ) from error
         if isinstance(error, UserError | RunError):
             about = f"{name}: {error.about}" if error.about else name
             raise type(error)(error.problem, about=about, fix=error.fix) from error
@@ -155,6 +203,45 @@ def joined(device: torch.device) -> Iterator[None]:
 
     # Not after an error: it would wait for ranks that may never come.
     dist.destroy_process_group()
+
+
+def _of_this_start(store: dist.Store) -> dist.Store:
+    """The store without what the ranks of an earlier start left in it.
+
+    Where torchrun starts all ranks again it may keep the store, and in it the addresses of dead
+    ranks. It then counts the starts. Between nodes that come and go those counts differ, but there
+    each start has a new store.
+    """
+    is_one_node = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    is_kept = os.environ.get("TORCHELASTIC_RUN_ID") == "none"  # the launcher's static rendezvous
+    if not (is_one_node or is_kept):
+        return store
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"silc_bench/start_{start}", store)
+
+
+def _hanging(store: dist.Store, number: int, count: int, error: Exception) -> list[str]:
+    """The ranks that were not waiting when others had waited too long; [] of other errors.
+
+    Whoever waits in vain says so. A rank that is stopped, or stuck somewhere else, says nothing.
+    """
+    if "timed out" not in str(error).lower():
+        return []
+
+    def said(rank_number: int) -> bool:
+        try:
+            return store.check([f"{WAITED}/{rank_number}"])
+        except dist.DistError:
+            return False  # the process that holds the store has ended
+
+    with suppress(dist.DistError):
+        store.set(f"{WAITED}/{number}", "")
+    end = time.monotonic() + MEETING
+    silent = list(range(count))
+    while silent and time.monotonic() < end:
+        silent = [one for one in silent if not said(one)]
+        time.sleep(0.05)
+    return [str(one) for one in silent]
 
 
 def _take_gpu() -> None:

@@ -187,8 +187,9 @@ def test_train_keeps_runs_apart(run):
     sentence = fail(f"{again} --samples 48 --seed 3 --resume", run)
     assert "samples 24 -> 48" in sentence
     assert "seed 0 -> 3" in sentence
-    output = succeed(f"{again} --samples 24 --resume").replace("\n", "")
-    assert f"{run} is already complete" in output
+    for resume in ("--resume", "--resume auto", "--resume=auto"):
+        output = succeed(f"{again} --samples 24 {resume}").replace("\n", "")
+        assert f"{run} is already complete" in output
     assert contents(run) == before
 
 
@@ -210,6 +211,7 @@ REFUSED = {  # the rest of a command line, and what the sentence is about
         ("--device gpu", "gpu"),
         ("--device cuda", "cuda"),
         ("--resume", "runs/a"),
+        ("--resume=maybe", "--resume"),
         ("--devices 2", "--devices"),
         ("--dry-run --devices 7", "batch_size"),
     ],

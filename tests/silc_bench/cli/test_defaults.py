@@ -112,7 +112,8 @@ def test_the_cache_is_that_of_all_commands(folder, monkeypatch):
         ("train", 'data = "3 * ./shapes | 1 * B"', "3 * ./shapes | 1 * B"),
         ("train", 'data = "s3://shapes/*.tar"', "s3://shapes/*.tar"),
         ("train", 'set = ["optim.lr=1e-3"]', ["optim.lr=1e-3"]),
-        ("train", "resume = true", True),
+        ("train", 'resume = "auto"', "auto"),
+        ("train", "force = true", True),
         ("data-pack", "per-shard = 9", 9),
     ],
 )

@@ -57,6 +57,51 @@ def test_one_process_looks_for_nobody(gpus, monkeypatch, world):
     assert gpus == []
 
 
+@pytest.mark.parametrize("name", ranks.LAUNCHERS)
+def test_processes_of_a_launcher_that_do_not_know_of_each_other_are_refused(
+    gpus, monkeypatch, name
+):
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv(name, "1")
+    with joined(GPU):
+        pass
+    monkeypatch.setenv(name, "8")
+    with refused(about=f"{name}=8"), joined(GPU):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined(GPU):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "waited", "hanging"),
+    [
+        ("gloo: Timed out waiting 1000ms for recv", [1, 2], []),
+        ("gloo: Timed out waiting 1000ms for recv", [2], ["1"]),
+        ("gloo: Connection closed by peer", [], []),
+    ],
+)
+def test_a_rank_hangs_when_it_did_not_wait_as_the_others_did(monkeypatch, error, waited, hanging):
+    monkeypatch.setattr(ranks, "MEETING", 0.2)
+    store = dist.HashStore()
+    for number in waited:
+        store.set(f"{ranks.WAITED}/{number}", "")
+    assert ranks._hanging(store, 0, 3, RuntimeError(error)) == hanging
+
+
+def test_ranks_that_start_again_read_nothing_of_the_start_before(monkeypatch):
+    """torchrun keeps the store of one node; between nodes that come and go each start has one."""
+    store = dist.HashStore()
+    for variable, value in {"GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "0"}.items():
+        monkeypatch.setenv(variable, value)
+    ranks._of_this_start(store).set("address", "of a dead rank")
+    assert ranks._of_this_start(store).check(["address"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not ranks._of_this_start(store).check(["address"])
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert ranks._of_this_start(store) is store
+
+
 def test_processes_of_one_machine_are_those_that_torchrun_counts_there(gpus, monkeypatch):
     """Of several machines each has its own."""
     assert ranks.num_local_ranks() == 3
