@@ -43,9 +43,9 @@ from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
 from silc_bench.trainer.data.texts import Texts, look_at
 from silc_bench.trainer.device import DataWait, is_sharded, share_of
 from silc_bench.trainer.monitor.bounds import check_on_collapse
-from silc_bench.trainer.monitor.fit import check_fit, duration, hours_of
 from silc_bench.trainer.monitor.history import start_of
 from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
+from silc_bench.trainer.monitor.plan.fit import check_fit, duration, hours_of
 from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
 from silc_bench.trainer.monitor.watch import Watch, repeating
 from silc_bench.trainer.silc.tokenizers import Tokenizer, of_file, read_tokenizer

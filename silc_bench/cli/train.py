@@ -187,7 +187,7 @@ def train(
             from silc_bench.trainer.silc.tokenizers import of_file
 
             of_file(Path(config.tokenizer), config.text)  # refused as the run would refuse it
-        from silc_bench.trainer.monitor.fit import estimate_as_dict, show_estimate
+        from silc_bench.trainer.monitor.plan.fit import estimate_as_dict, show_estimate
 
         num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))
         if as_json:

@@ -10,7 +10,7 @@ from runs import close, differing, end_of, run, started, student_of
 from silc_bench.errors import UserError
 from silc_bench.models.load import load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.monitor.cost import memory
+from silc_bench.trainer.monitor.plan.cost import memory
 from silc_bench.trainer.optim import Average
 from silc_bench.trainer.silc.student import Student
 from silc_bench.trainer.train import train_step

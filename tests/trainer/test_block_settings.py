@@ -15,7 +15,7 @@ from on_ranks import first_batches, train
 from refusals import refused
 from runs import CPU, close, equal, run, saved_bytes, started
 
-from silc_bench.trainer.monitor import cost as estimate
+from silc_bench.trainer.monitor.plan import cost as estimate
 from silc_bench.trainer.silc.towers import Block
 from silc_bench.trainer.silc.views import make_views
 from silc_bench.trainer.train import TrainState, train_step

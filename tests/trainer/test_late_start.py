@@ -18,7 +18,7 @@ from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.config.config import without_heads
 from silc_bench.trainer.config.presets import configure
-from silc_bench.trainer.monitor.cost import flops_per_image
+from silc_bench.trainer.monitor.plan.cost import flops_per_image
 from silc_bench.trainer.optim import Adafactor
 from silc_bench.trainer.silc.student import TAUGHT
 from silc_bench.trainer.silc.teacher import Teacher

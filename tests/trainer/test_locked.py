@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import run, started
 
-from silc_bench.trainer.monitor.cost import flops_per_image, memory
+from silc_bench.trainer.monitor.plan.cost import flops_per_image, memory
 from silc_bench.trainer.silc.student import Student
 from silc_bench.trainer.train import train_step
 

@@ -15,7 +15,7 @@ from pretended_gpu import CPU, CUDA, pretended_gpu
 from silc_bench.errors import RunError
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.device import DataWait, resolve
-from silc_bench.trainer.monitor import cost as estimate
+from silc_bench.trainer.monitor.plan import cost as estimate
 from silc_bench.trainer.silc import distillation, losses
 from silc_bench.trainer.train import train_step
 

@@ -35,7 +35,7 @@ from silc_bench.trainer.monitor.bounds import (
     UNIFORM,
     YOUNG,
 )
-from silc_bench.trainer.monitor.cost import flops_per_image, matmul_rate
+from silc_bench.trainer.monitor.plan.cost import flops_per_image, matmul_rate
 from silc_bench.trainer.silc.masking import draw_masked, take
 from silc_bench.trainer.silc.towers import Block, TextTower, VisionTower
 from silc_bench.trainer.silc.views import make_views

@@ -21,8 +21,8 @@ from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.data.stream import Batch, crowding
 from silc_bench.trainer.device import whole
 from silc_bench.trainer.monitor.bounds import MAX_LEFT_OUT, MAX_WAIT
-from silc_bench.trainer.monitor.cost import flops_per_image
 from silc_bench.trainer.monitor.health import Health, Verdict
+from silc_bench.trainer.monitor.plan.cost import flops_per_image
 from silc_bench.trainer.optim import lr_at
 from silc_bench.trainer.train import TrainState
 

@@ -112,7 +112,7 @@ def test_the_next_step_fits_the_data(source, tasks, tmp_path, monkeypatch):
 
 def test_b16_in_an_empty_folder_on_a_laptop_says_what_fits_and_makes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("silc_bench.trainer.monitor.fit.memory_of", lambda device: 24 * 2**30)
+    monkeypatch.setattr("silc_bench.trainer.monitor.plan.fit.memory_of", lambda device: 24 * 2**30)
     result = call("train --preset b16 --device cpu --set precision=fp32")
     assert result.exit_code == 2
     said, *own_data = result.stdout.splitlines()

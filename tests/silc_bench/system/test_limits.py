@@ -8,7 +8,7 @@ import torch
 
 from silc_bench.system import limits
 from silc_bench.system.limits import core_limit, memory_limit, num_cores
-from silc_bench.trainer.monitor import cost as estimate
+from silc_bench.trainer.monitor.plan import cost as estimate
 
 NO_LIMIT = "9223372036854771712"  # how version 1 writes it
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from runs import CPU, run
 
 from silc_bench.trainer.config.presets import configure
-from silc_bench.trainer.monitor import fit
-from silc_bench.trainer.monitor.cost import estimate
+from silc_bench.trainer.monitor.plan import fit
+from silc_bench.trainer.monitor.plan.cost import estimate
 
 pytestmark = pytest.mark.broad
 
@@ -27,7 +27,7 @@ CUDA = torch.device("cuda")
 def _rate(monkeypatch):
     """A device that does a TFLOP a second."""
     for place in ("fit", "cost"):
-        name = f"silc_bench.trainer.monitor.{place}.matmul_rate"
+        name = f"silc_bench.trainer.monitor.plan.{place}.matmul_rate"
         monkeypatch.setattr(name, lambda device, precision: 1e12)
 
 

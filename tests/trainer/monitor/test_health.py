@@ -19,10 +19,10 @@ from silc_bench.errors import RunError
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.data.stream import open_source
-from silc_bench.trainer.monitor import cost as estimate
 from silc_bench.trainer.monitor import health
 from silc_bench.trainer.monitor.bounds import check_on_collapse
 from silc_bench.trainer.monitor.health import Health
+from silc_bench.trainer.monitor.plan import cost as estimate
 from silc_bench.trainer.monitor.watch import Watch, repeating
 from silc_bench.trainer.silc.masking import draw_masked
 from silc_bench.trainer.silc.teacher import Teacher

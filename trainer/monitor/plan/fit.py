@@ -2,7 +2,7 @@
 
 Flow: ``check_fit(config, device, ...)`` before a run -> nothing, or lines that say what would fit
 and a UserError. ``ways(...)`` makes these lines, each from the count of
-``silc_bench.trainer.monitor.cost``; ``show_estimate`` prints that count, which is all that
+``silc_bench.trainer.monitor.plan.cost``; ``show_estimate`` prints that count, which is all that
 ``silc-bench train --dry-run`` does.
 """
 
@@ -23,7 +23,7 @@ from silc_bench.system.terminal_table import Listing
 from silc_bench.trainer.config.config import Config, apply_objective, changed
 from silc_bench.trainer.config.presets import PRESETS, SECOND_PHASES, make_preset
 from silc_bench.trainer.device import resolve, share_of
-from silc_bench.trainer.monitor.cost import (
+from silc_bench.trainer.monitor.plan.cost import (
     NOT_OF_A_PAIR,
     REACHED,
     estimate,
