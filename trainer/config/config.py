@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
@@ -217,7 +218,8 @@ class Config:
     seed: int = 0  # weights and views
     # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
     precision: str = "auto"
-    # of activations; "blocks": a backward pass computes each block anew, with the same result
+    # of activations; "blocks": a backward pass computes each block anew, with the same result;
+    # "blocks:N": the first N blocks of each tower alone
     checkpointing: str = "none"
     # of several processes: "ddp" (each holds all weights), "fsdp" (each holds a share), "hsdp" (the
     # processes of a node share them, and every node holds them)
@@ -238,6 +240,13 @@ class Config:
     @property
     def num_steps(self) -> int:
         return max(1, self.samples // self.batch_size)
+
+    def num_checkpointed(self, depth: int) -> int:
+        """Blocks of a tower of ``depth``, from the first on, that a backward pass computes anew."""
+        kind, _, number = self.checkpointing.partition(":")
+        if kind == "none":
+            return 0
+        return min(int(number), depth) if number else depth
 
     @property
     def start_step(self) -> int:
@@ -343,6 +352,8 @@ CHOICES = {
     "compile": ("auto", "true", "false"),
     "exchange": ("fp32", "bf16"),
 }
+# Values that no list can hold: how they are written, and their form.
+FORMS_OF_CHOICES = {"checkpointing": ("blocks:N", re.compile(r"blocks:[1-9][0-9]{0,5}"))}
 LABELS = ("preset", "objective")  # what the other fields were derived from
 
 
@@ -486,6 +497,16 @@ RULES = (
         " views.num_global=2 or more",
     ),
     Rule(
+        "checkpointing",
+        lambda config: (
+            ":" not in config.checkpointing
+            or int(config.checkpointing.partition(":")[2])
+            <= max(config.vision.depth, config.text.depth)
+        ),
+        "names more blocks than a tower has",
+        "take fewer, or checkpointing=blocks for all of them",
+    ),
+    Rule(
         "distillation.start_fraction",
         lambda config: config.start_step < config.num_steps,
         "leaves no step to distil in",
@@ -573,8 +594,11 @@ def validate(config: Config) -> Config:
     """The same configuration. UserError about the first field that cannot work."""
     fields = flatten(config)
     for path, allowed in CHOICES.items():
-        if fields[path] not in allowed:
-            raise unknown_name("value", str(fields[path]), allowed, about=path)
+        written, form = FORMS_OF_CHOICES.get(path, ("", None))
+        if fields[path] in allowed or (form and form.fullmatch(str(fields[path]))):
+            continue
+        known = [*allowed, written] if written else allowed
+        raise unknown_name("value", str(fields[path]), known, about=path)
 
     for path, value in fields.items():
         if isinstance(value, str | bool):

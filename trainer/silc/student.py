@@ -64,9 +64,8 @@ class Student(nn.Module):
         self.config = config
         self.vision = VisionTower(config.vision)
         self.text = TextTower(config.text, embed_dim=config.vision.width)
-        is_checkpointed = config.checkpointing == "blocks"
-        self.vision.blocks.is_checkpointed = is_checkpointed
-        self.text.blocks.is_checkpointed = is_checkpointed
+        for tower in (self.vision, self.text):
+            tower.blocks.num_checkpointed = config.num_checkpointed(len(tower.blocks))
 
         self.log_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1), config.contrastive.has_bias)

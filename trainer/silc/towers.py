@@ -216,17 +216,18 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """The blocks of a tower in a row, [B, N, W] -> [B, N, W].
 
-    ``is_checkpointed``: of a forward pass only what enters each block is kept, and the backward
-    pass computes the block anew, to the same bits.
+    Of a forward pass through the first ``num_checkpointed`` of them only what enters each is kept,
+    and the backward pass computes the block anew, to the same bits. The first ones, because their
+    turn in the backward pass comes when what the others kept is free again.
     """
 
-    is_checkpointed = False
+    num_checkpointed = 0
 
     def forward(self, x: Tensor) -> Tensor:
         # Without a gradient nothing would be computed anew: the teacher takes the plain path.
-        is_anew = self.is_checkpointed and torch.is_grad_enabled()
-        for block in self:
-            if is_anew:
+        num_anew = self.num_checkpointed if torch.is_grad_enabled() else 0
+        for index, block in enumerate(self):
+            if index < num_anew:
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x)

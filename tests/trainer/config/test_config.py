@@ -128,6 +128,7 @@ def test_any_text_is_a_valid_configuration_or_one_sentence(text, path):
 BROKEN = [
     ("exchange=bf16 parallel=fsdp", "exchange"),
     ("contrastive.max_scale=9", "contrastive.max_scale"),
+    ("checkpointing=blocks:99", "checkpointing"),
     ("vision.image_size=60", "vision.image_size"),
     ("views.global_size=60", "views.global_size"),
     ("views.local_size=20", "views.local_size"),
@@ -342,3 +343,17 @@ def test_a_younger_field_leaves_the_recipe_of_older_records_until_it_is_set(chan
     """Of a run before these fields: `recipe_of` there, with the same version of `hash_of`."""
     assert recipe_of(configure("shapes_tiny", "silc")) == RECIPE
     assert recipe_of(configure("shapes_tiny", "silc", sets=[change])) != RECIPE
+
+
+@pytest.mark.parametrize("value", ["blocks:0", "blocks:-1", "blocks:", "blocks:1.5"])
+def test_a_number_of_blocks_is_whole_and_positive(value):
+    with refused(about="checkpointing"):
+        apply_sets(BASE, [f"checkpointing={value}"])
+
+
+@pytest.mark.parametrize(
+    ("value", "counts"), [("none", [0, 0]), ("blocks:2", [2, 1]), ("blocks", [3, 1])]
+)
+def test_the_first_blocks_of_each_tower_are_computed_anew(value, counts):
+    config = apply_sets(BASE, ["vision.depth=3", "text.depth=1", f"checkpointing={value}"])
+    assert [config.num_checkpointed(depth) for depth in (3, 1)] == counts

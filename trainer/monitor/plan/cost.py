@@ -229,11 +229,14 @@ def _activations(config: Config, student: Student) -> int:
     kept = sum(count * _saved(tower, inputs) // half for count, tower, inputs in passes if count)
     anew = 0  # the block whose activations are there while the backward pass is in it
     for count, tower, inputs in passes:
-        if tower.blocks.is_checkpointed and tower.positions.requires_grad:
+        num_anew = tower.blocks.num_checkpointed
+        if num_anew and tower.positions.requires_grad:
             entered = _entering(tower, inputs)
             # 4 bytes in every precision: the sums that run through a tower stay fp32.
-            kept += count * len(tower.blocks) * 4 * entered.numel()
-            anew = max(anew, count * _saved(tower.blocks[0], entered) // half)
+            kept += count * num_anew * 4 * entered.numel()
+            # Where blocks behind them kept theirs, it is free again by then.
+            if num_anew == len(tower.blocks):
+                anew = max(anew, count * _saved(tower.blocks[0], entered) // half)
     return kept + anew
 
 
