@@ -105,6 +105,13 @@ def train(
     devices: Annotated[
         int | None, typer.Option(min=1, help="Of --dry-run: so many share each batch.")
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Of --dry-run: on what, as h100x64, by data sheets, unmeasured."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0.0, help="Of --on: what one of them costs an hour.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start although a step seems not to fit into memory.")
     ] = False,
@@ -163,6 +170,13 @@ def train(
             about="--devices",
             fix="torchrun --nproc-per-node N -m silc_bench train starts a run on N devices",
         )
+    if on is not None and not dry_run:
+        raise UserError("belongs to --dry-run", about="--on", fix="add --dry-run")
+    if on is not None and devices is not None:
+        fix = "leave --devices out: h100x64 says how many"
+        raise UserError("--on counts them", about="--devices", fix=fix)
+    if price is not None and on is None:
+        raise UserError("belongs to --on", about="--price", fix="name accelerators: --on h100x64")
     if config.init and not goes_on:
         check_init(config.init)
     if config.tokenizer and not goes_on:
@@ -187,6 +201,16 @@ def train(
             from silc_bench.trainer.silc.tokenizers import of_file
 
             of_file(Path(config.tokenizer), config.text)  # refused as the run would refuse it
+        if on is not None:
+            from silc_bench.trainer.monitor.plan import cluster
+
+            held = {change.partition("=")[0].strip() for change in sets}
+            planned = cluster.plan(config, on, price, held)
+            if as_json:
+                print_json(cluster.as_dict(planned))
+            else:
+                cluster.show_plan(planned, console)
+            return
         from silc_bench.trainer.monitor.plan.fit import estimate_as_dict, show_estimate
 
         num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))

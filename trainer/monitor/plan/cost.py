@@ -46,6 +46,7 @@ NOT_OF_A_PAIR: dict[str, Any] = {
     "data": DataConfig(),
     "batch_size": 2,
     "micro_batch": 0,
+    "parallel": "ddp",
     "samples": 2,
     "checkpoint_every": 1,
     "log_every": 1,
@@ -113,7 +114,7 @@ def flops_per_image(config: Config, *, is_taught: bool = True) -> int:
     """
     # Each image that meets the text meets every text of the batch. A locked tower gets no gradient
     # from the logits.
-    logits = _num_meeting_text(config) * 2 * config.batch_size * config.vision.width
+    logits = num_meeting_text(config) * 2 * config.batch_size * config.vision.width
     logit_passes = 2 if config.optim.locked else 3
     of_pair = changed(config, {**NOT_OF_A_PAIR, "checkpointing": "none"})
     return _flops_of_pair(of_pair, is_taught) + logit_passes * logits
@@ -153,6 +154,42 @@ def _flops_of_pair(config: Config, is_taught: bool) -> int:
     return total
 
 
+def recomputed_flops(config: Config) -> int:
+    """Of one pair of a step: forward passes done again, for micro-batches and checkpointing."""
+    student = student_of(changed(config, {"checkpointing": "none"}))
+    num_global, num_local = _num_encoded(config, config.is_taught_at(config.start_step))
+    num_global += config.views.num_global * (student.patch_head is not None)
+    total = 0.0
+    for count, tower, inputs in (
+        (1, student.text, _tokens(config)),
+        (num_global, student.vision, _image(config.views.global_size)),
+        (num_local, student.vision, _image(config.views.local_size)),
+    ):
+        if tower.positions.requires_grad:
+            depth = len(tower.blocks)
+            times = bool(config.micro_batch) + config.num_checkpointed(depth) / depth
+            total += count * times * _forward_flops(tower, inputs.shape)
+    return round(total)
+
+
+@lru_cache(maxsize=32)
+def _forward_flops(tower: VisionTower | TextTower, shape: torch.Size) -> int:
+    kind = torch.long if isinstance(tower, TextTower) else torch.float32
+    inputs = torch.zeros(shape, dtype=kind, device="meta")
+    return _flops(lambda: tower(inputs))
+
+
+def student_of(config: Config) -> Student:
+    """Without memory of its own, and the same for every batch."""
+    return _student(changed(config, {**NOT_OF_A_PAIR, "parallel": "ddp"}))
+
+
+@lru_cache(maxsize=64)
+def _student(config: Config) -> Student:
+    with torch.device("meta"):
+        return Student(config)
+
+
 def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     """Bytes by part on one device, for ``batch_size`` pairs of it.
 
@@ -173,7 +210,7 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
 
     # Pairs whose activations are there at the same time.
     here = min(config.micro_batch or batch_size, batch_size)
-    num_logits = _num_meeting_text(config) * batch_size * config.batch_size
+    num_logits = num_meeting_text(config) * batch_size * config.batch_size
     parts["activations"] = here * _of_pair(changed(config, NOT_OF_A_PAIR))
     parts["contrastive logits"] = 4 * 2 * num_logits
 
@@ -271,7 +308,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _num_meeting_text(config: Config) -> int:
+def num_meeting_text(config: Config) -> int:
     """Images of a pair that meet its text: global views, the original, or both."""
     kinds = config.contrastive.images.split("+")
     return ("global" in kinds) * config.views.num_global + ("original" in kinds)
@@ -279,7 +316,7 @@ def _num_meeting_text(config: Config) -> int:
 
 def _num_encoded(config: Config, is_taught: bool) -> tuple[int, int]:
     """Views of the global size, and of the local size, that the student encodes unmasked."""
-    num_global = _num_meeting_text(config)
+    num_global = num_meeting_text(config)
     if not is_taught or config.distillation.weight == 0:
         return num_global, 0
 

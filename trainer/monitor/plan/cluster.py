@@ -1,0 +1,348 @@
+"""What a run takes on named accelerators, from data sheets: nothing is measured, nobody ran it.
+
+Flow: ``plan(config, "h100x64", price)`` -> Plan, by the counts of ``cost``; ``show_plan`` prints
+it. It chooses ``parallel``, ``checkpointing`` and ``micro_batch``, but for what the user set: of
+all that fits, what takes least time.
+
+Shapes: W ranks, b pairs of a rank, B of all, D embedding, K prototypes, V views that meet the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from silc_bench.errors import UserError
+from silc_bench.system.terminal import say, warn
+from silc_bench.system.terminal_table import Listing
+from silc_bench.trainer.config.config import Config, changed
+from silc_bench.trainer.device import share_of
+from silc_bench.trainer.monitor.plan import cost
+from silc_bench.trainer.monitor.plan.accelerators import Accelerator, named
+from silc_bench.trainer.monitor.plan.fit import ROOM, duration, parts_on, size_text
+from silc_bench.trainer.silc.distillation import SINKHORN_STEPS
+from silc_bench.trainer.silc.losses import peak_bytes
+from silc_bench.trainer.silc.student import Student
+from silc_bench.trainer.silc.towers import blocks_of, count_parameters
+
+DECODED = 100.0  # images a second that a core decodes: an assumption, named with the answer
+SHARDED = ("weights", "gradients", "optimiser state", "teacher", "average")
+PARALLEL = ("ddp", "hsdp", "fsdp")
+
+
+class Collective(NamedTuple):
+    """What the ranks of a group say to each other in a step."""
+
+    name: str
+    kind: str  # "all-reduce", "all-gather" or "reduce-scatter"
+    size: int  # bytes of the whole tensor, over all calls of a step
+    ranks: int  # of its group
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each rank sends, in a ring."""
+        passes = 2 if self.kind == "all-reduce" else 1
+        return passes * (self.ranks - 1) / self.ranks * self.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    on: str
+    count: int
+    parallel: str
+    checkpointing: str
+    micro_batch: int
+    fits: bool
+    room_bytes: int
+    # by way of ``parallel``, then by part, with the setting chosen
+    bytes_by_part: dict[str, dict[str, int]]
+    collectives: list[dict[str, Any]]
+    compute_seconds: float  # of a step
+    communication_seconds: float
+    images_per_second: float  # where none of it overlaps
+    decoding_cores: float
+    hours: tuple[float, float]  # all communication hidden behind compute, and none of it
+    cost: tuple[float, float] | None
+    assumptions: list[str]
+
+
+def plan(config: Config, on: str, price: float | None = None, held: Collection[str] = ()) -> Plan:
+    """What ``config`` takes there, in the setting that is the fastest of those that fit.
+
+    Args:
+        on: as "h100x64".
+        price: of a GPU for an hour.
+        held: fields that the user set.
+
+    Raises:
+        UserError: an unknown accelerator, or a batch that they cannot share.
+    """
+    name, accelerator, count = named(on)
+    share_of(config.batch_size, count, "accelerators")
+    if config.precision == "auto":
+        config = changed(config, {"precision": "bf16" if accelerator.bf16 else "fp32"})
+    if config.precision == "bf16" and not accelerator.bf16:
+        raise UserError(f"{name} has no bf16", about="precision", fix="leave precision out")
+
+    tried = list(_candidates(config, accelerator, count, held))
+    room = int(ROOM * accelerator.memory)
+    fitting = [setting for setting in tried if _size(setting, accelerator, count) <= room]
+    if fitting:
+        chosen = min(fitting, key=lambda setting: sum(seconds(setting, accelerator, count)))
+    else:
+        chosen = min(tried, key=lambda setting: _size(setting, accelerator, count))
+
+    compute, communication = seconds(chosen, accelerator, count)
+    hours = tuple(
+        config.num_steps * time / 3600
+        for time in (max(compute, communication), compute + communication)
+    )
+    speed = config.batch_size / (compute + communication)
+    return Plan(
+        name=config.name,
+        on=name,
+        count=count,
+        parallel=chosen.parallel,
+        checkpointing=chosen.checkpointing,
+        micro_batch=chosen.micro_batch,
+        fits=bool(fitting),
+        room_bytes=room,
+        bytes_by_part={
+            way: memory_of_rank(changed(chosen, {"parallel": way}), accelerator, count)
+            for way in _ways(accelerator, count)
+        },
+        collectives=[
+            {**part._asdict(), "sent": part.sent}
+            for part in collectives(chosen, accelerator, count)
+        ],
+        compute_seconds=compute,
+        communication_seconds=communication,
+        images_per_second=speed,
+        decoding_cores=speed / DECODED,
+        hours=(hours[0], hours[1]),
+        cost=None if price is None else (hours[0] * count * price, hours[1] * count * price),
+        assumptions=[
+            f"{name}: {accelerator.source}; links between nodes and GPUs a node are the server's",
+            f"a step reaches {100 * cost.REACHED[-1]:.0f} % of the rate of dense products"
+            f" ({_rate(config, accelerator) / 1e12:,.0f} TFLOP/s in {config.precision})",
+            "links are as fast as their data sheet, in rings; overlap is between none and all",
+            f"a memory is filled to {100 * ROOM:.0f} % at most",
+            f"a core decodes {DECODED:.0f} images a second",
+            "time of data, probes and checkpoints is not counted; hours are unmeasured",
+        ],
+    )
+
+
+def _ways(accelerator: Accelerator, count: int) -> list[str]:
+    """Of PARALLEL, those that differ there: hsdp on one node is fsdp."""
+    if count == 1:
+        return ["ddp"]
+    return [way for way in PARALLEL if way != "hsdp" or count > accelerator.per_node]
+
+
+def _candidates(
+    config: Config, accelerator: Accelerator, count: int, held: Collection[str]
+) -> Iterator[Config]:
+    share = config.batch_size // count
+    depth = max(config.vision.depth, config.text.depth)
+    step = max(1, depth // 6)  # each count of a setting takes a part of a second
+    policies = ["none", *(f"blocks:{n}" for n in range(step, depth, step)), "blocks"]
+    sizes = [0, *(2**power for power in range(share.bit_length()) if 2**power < share)]
+    ways = _ways(accelerator, count)
+    for way in [config.parallel] if "parallel" in held else ways:
+        for policy in [config.checkpointing] if "checkpointing" in held else policies:
+            for size in [config.micro_batch] if "micro_batch" in held else sizes:
+                fields = {"parallel": way, "checkpointing": policy, "micro_batch": size}
+                yield changed(config, fields)
+
+
+def _shards(config: Config, accelerator: Accelerator, count: int) -> int:
+    """Ranks that share one copy of the weights."""
+    return {"ddp": 1, "fsdp": count, "hsdp": min(count, accelerator.per_node)}[config.parallel]
+
+
+def _size(config: Config, accelerator: Accelerator, count: int) -> int:
+    return sum(memory_of_rank(config, accelerator, count).values())
+
+
+def memory_of_rank(config: Config, accelerator: Accelerator, count: int) -> dict[str, int]:
+    """Bytes by part on each of ``count``, at the peak."""
+    share = config.batch_size // count
+    shards = _shards(config, accelerator, count)
+    parts = parts_on(config, count)
+    for part in parts.keys() & {*SHARDED}:
+        parts[part] = -(-parts[part] // shards)
+
+    views = cost.num_meeting_text(config)
+    del parts["contrastive logits"]
+    parts["loss tables"] = peak_bytes(
+        config.contrastive.loss,
+        views,
+        share,
+        config.batch_size,
+        "cuda",
+        with_equal_texts=config.contrastive.equal_texts == "positive",
+    )
+    if count > 1:
+        # with their gradients
+        parts["gathered features"] = 2 * sum(size for _, size in _gathered(config))
+    if shards > 1:
+        student, teacher = _student_groups(config)
+        # What lies outside the blocks stays whole, with its gradients; two blocks are there at a
+        # time, of the student with their gradients.
+        parts["whole weights"] = 4 * (2 * sum(student) + sum(teacher))
+    return parts
+
+
+def _student_groups(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Numbers outside the blocks, and in the two largest blocks: of the student, of the teacher."""
+    student = cost.student_of(changed(config, {"checkpointing": "none"}))
+    sizes = [count_parameters(block) for block in blocks_of(student)]
+    outside = count_parameters(student) - sum(sizes)
+    of_text = count_parameters(student.text)
+    of_text -= sum(count_parameters(block) for block in blocks_of(student.text))
+    return (outside, 2 * max(sizes)), (outside - of_text, 2 * max(sizes))
+
+
+def _gathered(config: Config) -> list[tuple[str, int]]:
+    """Bytes [B, D] of texts, and of images [V, B, D] where the loss wants them."""
+    table = 4 * config.batch_size * config.vision.width
+    gathered = [("texts", table)]
+    if config.contrastive.loss == "softmax":
+        gathered.append(("images", cost.num_meeting_text(config) * table))
+    return gathered
+
+
+def collectives(config: Config, accelerator: Accelerator, count: int) -> list[Collective]:
+    """Of one step with a teacher, derived from the code of the step; none was counted on a wire."""
+    if count == 1:
+        return []
+    said = []
+    student = cost.student_of(changed(config, {"checkpointing": "none"}))
+    shards = _shards(config, accelerator, count)
+    learning = 4 * sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+    if shards == 1:
+        said.append(Collective("gradients", "all-reduce", learning, count))
+    else:
+        said += _of_shards(config, student, learning, shards, count)
+
+    for name, size in _gathered(config):
+        said.append(Collective(f"features of {name}", "all-gather", size, count))
+        is_locked = config.optim.locked == {"texts": "text", "images": "vision"}[name]
+        if not is_locked:
+            said.append(Collective(f"gradients of {name}", "reduce-scatter", size, count))
+    if config.contrastive.equal_texts == "positive":
+        size = 8 * config.batch_size * config.text.context_length
+        said.append(Collective("tokens", "all-gather", size, count))
+
+    heads = [head for head in (student.head, student.patch_head) if head is not None]
+    for _ in heads:
+        if config.distillation.centering == "sinkhorn":
+            size = 2 * SINKHORN_STEPS * 4 * config.distillation.num_prototypes
+        else:
+            size = 4 * config.distillation.bottleneck_dim
+        said.append(Collective("centre", "all-reduce", size, count))
+    said.append(Collective("scalars", "all-reduce", 4 * (3 + len(heads)), count))
+    return said
+
+
+def _of_shards(
+    config: Config, student: Student, learning: int, shards: int, count: int
+) -> list[Collective]:
+    """Weights come for the forward pass, and for the backward pass those of the blocks again."""
+    whole = 4 * count_parameters(student)
+    of_blocks = 4 * sum(count_parameters(block) for block in blocks_of(student))
+    # Each call of a block's tower gathers its weights: of large views and of small ones.
+    num_passes = 2 if config.is_taught_at(config.start_step) and config.views.num_local else 1
+    said = [
+        Collective("weights of the student", "all-gather", whole + num_passes * of_blocks, shards),
+        Collective("gradients", "reduce-scatter", learning, shards),
+    ]
+    if config.has_teacher:
+        teacher = whole - 4 * count_parameters(student.text)
+        said.append(Collective("weights of the teacher", "all-gather", teacher, shards))
+    if count > shards:
+        size = learning // shards
+        said.append(Collective("gradients between nodes", "all-reduce", size, count // shards))
+    return said
+
+
+def seconds(config: Config, accelerator: Accelerator, count: int) -> tuple[float, float]:
+    """Of compute and of communication in a step."""
+    flops = cost.mean_flops(config) + cost.recomputed_flops(config)
+    compute = config.batch_size / count * flops / (cost.REACHED[-1] * _rate(config, accelerator))
+
+    communication = 0.0
+    for part in collectives(config, accelerator, count):
+        if part.name == "gradients between nodes":
+            speed = accelerator.net  # one rank of each node
+        elif part.ranks > accelerator.per_node:
+            # a ring over all nodes leaves each through all of its links
+            speed = min(accelerator.link, accelerator.per_node * accelerator.net)
+        else:
+            speed = accelerator.link
+        communication += part.sent / speed
+    return compute, communication
+
+
+def _rate(config: Config, accelerator: Accelerator) -> float:
+    return accelerator.bf16 if config.precision == "bf16" else accelerator.fp32
+
+
+def as_dict(planned: Plan) -> dict[str, Any]:
+    return asdict(planned)
+
+
+def show_plan(planned: Plan, console: Console) -> None:
+    """The plan as tables and sentences."""
+    where = f"{planned.count:,} {planned.on}"
+    ways = list(planned.bytes_by_part)
+    table = Listing("memory of a rank", *ways, title=f"{planned.name} on {where}")
+    names = dict.fromkeys(name for parts in planned.bytes_by_part.values() for name in parts)
+    for name in names:
+        sizes = (parts.get(name) for parts in planned.bytes_by_part.values())
+        table.add_row(name, *("" if size is None else size_text(size) for size in sizes))
+    table.add_row(
+        "all of it", *(size_text(sum(p.values())) for p in planned.bytes_by_part.values())
+    )
+    console.print(table)
+
+    if planned.collectives:
+        traffic = Listing("said in a step", "how", "of", "sent by a rank", title=planned.parallel)
+        for part in planned.collectives:
+            sent = size_text(int(part["sent"]))
+            traffic.add_row(part["name"], part["kind"], f"{part['ranks']:,} ranks", sent)
+        console.print(traffic)
+
+    fewest, most = planned.hours
+    step = f"{planned.compute_seconds:.3f} s of compute, {planned.communication_seconds:.3f} s"
+    rows = {
+        "a step": f"{step} of communication",
+        "images a second": f"{planned.images_per_second:,.0f}",
+        "cores that decode them": f"{planned.decoding_cores:,.0f}",
+        "hours, unmeasured": f"{duration(fewest)} to {duration(most)}",
+    }
+    if planned.cost is not None:
+        rows["cost"] = f"{planned.cost[0]:,.0f} to {planned.cost[1]:,.0f}"
+    times = Listing("the run", "")
+    for name, words in rows.items():
+        times.add_row(name, words)
+    console.print(times)
+
+    options = f"--set parallel={planned.parallel} --set checkpointing={planned.checkpointing}"
+    options += f" --set micro_batch={planned.micro_batch}"
+    if planned.fits:
+        say(f"the fastest that fits: {options}", console)
+    else:
+        least = size_text(sum(planned.bytes_by_part[planned.parallel].values()))
+        warn(
+            f"nothing fits into {size_text(planned.room_bytes)}: the least is {least}, with"
+            f" {options}; take more of them, ones with more memory, or a smaller batch",
+            console,
+        )
+    for assumption in planned.assumptions:
+        say(f"assumed: {assumption}", console)
