@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -65,6 +66,17 @@ def within_one_call(commands, pipe):
     """
     os.set_inheritable(pipe, True)
     return ctypes.CDLL(None).system(f"{commands} < /dev/fd/{pipe} > /dev/null".encode())
+
+
+def signalled_again():
+    """Two signals to a rank that never comes to the end of its step."""
+    stop.TOGETHER = 0.0
+    rank = stop.Stop(Console(quiet=True))
+    rank._is_alone = False
+    with rank.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        threading.Event().wait()
 
 
 def warned(*args):

@@ -248,6 +248,12 @@ def sigterm():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def two_signals():
+    """As where a scheduler tells every process, and torchrun passes on what it was told."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 def refuse():
     raise UserError("the image is missing")
 

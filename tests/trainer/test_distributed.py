@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from gloo_pool import GlooPool
 from refusals import refused
-from runs import close, end_of, equal, rows_of
+from runs import close, end_of, equal, rows_of, saved_in
 
 from silc_bench.trainer import device as distributed
 from silc_bench.trainer import loop
@@ -219,6 +219,14 @@ def test_a_signal_is_told_of_by_rank_0_whoever_received_it_and_whoever_ends_firs
     assert str(saved) in sentence
     assert checkpoint.find(tmp_path) == saved
     assert end_of(tmp_path)["step"] == 3
+
+
+def test_two_signals_at_once_are_one(tiny, pool, tmp_path):
+    """Schedulers tell every process, and torchrun passes on what it was told itself."""
+    how = {"at": [(0, 3), (1, 3)], "event": on_ranks.two_signals}
+    os.mkfifo(tmp_path / "gate")
+    (kind, _), _ = ran(pool, whole(tiny), tmp_path, gate=(tmp_path / "gate", 0), **how)
+    assert (kind, saved_in(tmp_path)[-1]) == ("StoppedError", 3)
 
 
 def test_different_signals_to_some_ranks_are_all_named():

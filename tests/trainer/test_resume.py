@@ -357,6 +357,11 @@ def test_the_answer_says_how_long_the_step_takes(left, words):
     assert words in Stop(Console(quiet=True))._answer(left)
 
 
+def test_a_later_signal_ends_a_process_that_others_wait_for(tmp_path):
+    code = forked.ended(forked.start(tmp_path / "output", lives.signalled_again))
+    assert code in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+
+
 def test_what_is_before_a_long_step_is_saved_while_it_computes(tiny, tmp_path, monkeypatch):
     """The step waits for it, and goes on."""
     monkeypatch.setattr("silc_bench.trainer.checkpoints.stop.LONG", -math.inf)

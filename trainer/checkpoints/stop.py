@@ -9,6 +9,10 @@ first one, and saves what is before a long step, so that a second one finds it o
 the second finds the main thread in such a call, this thread ends the process. The weights stand
 still meanwhile: they move in an update alone, which takes little time and is never left
 (``begin_update``).
+
+A run of several processes leaves no step, as the others would wait for this one: a second signal
+ends the process. But schedulers may send one signal twice, to torchrun, which passes it on, and to
+this process itself. What comes within ``TOGETHER`` of the first is taken for the same.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signa
 END = b"\0"  # no signal has this number
 LONG = 5.0  # seconds that a step still takes, from which on what is before it is saved at once
 GRACE = 0.5  # seconds in which the main thread answers a second signal, where it can
+TOGETHER = 5.0  # seconds in which torchrun has passed on what every process was sent
 
 
 class LeftError(BaseException):
@@ -78,12 +83,11 @@ class Stop:
             if os.getpid() != self._process:
                 return
             self.received.append(kind)
-            is_second = len(self.received) == 2
-            if is_second or not self._is_alone:
+            if len(self.received) == 2 and self._is_alone:
                 restore()  # the next one acts as it would without us
-            if is_second and self._is_leavable:
-                self._is_leavable = False
-                raise LeftError
+                if self._is_leavable:
+                    self._is_leavable = False
+                    raise LeftError
 
         heard, told = os.pipe()
         os.set_blocking(told, False)
@@ -133,17 +137,22 @@ class Stop:
     # ---- the thread ----
 
     def _listen(self, heard: int, kinds: set[int]) -> None:
+        first = 0.0
         while END not in (numbers := os.read(heard, 64)):
             for number in numbers:
                 if number not in kinds:  # of another handler in Python
                     continue
                 self.heard.append(number)
                 if len(self.heard) == 1:
-                    left = self._seconds - (time.monotonic() - self._began)
+                    first = time.monotonic()
+                    left = self._seconds - (first - self._began)
                     say(self._answer(left), self._console)
                     if left >= LONG:
                         self._keep_before()
-                elif len(self.heard) == 2 and self._is_alone:
+                elif not self._is_alone:
+                    if time.monotonic() - first >= TOGETHER:
+                        os._exit(128 + number)
+                elif len(self.heard) == 2:
                     say("stopping now", self._console)
                     self._leave()
 
