@@ -220,7 +220,7 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     num_global = ("global_crops" in kinds) * views.num_global + ("original" in kinds)
     pixels = num_global * views.global_size**2 + num_local * views.local_size**2
     canvas = config.data.decode_size**2
-    parts["pictures and views"] = 3 * batch_size * (canvas + 4 * pixels)
+    parts["images and views"] = 3 * batch_size * (canvas + 4 * pixels)
     return parts
 
 
