@@ -79,9 +79,20 @@ def train(config, tokenizer, batches, dtype=torch.float32, plant=None):
 
 
 def train_each(configs, tokenizer, batches, of_node=None):
-    """``train`` of each configuration in float64; ``of_node`` ranks are a node."""
+    """``train`` of each configuration in float64, as bytes; ``of_node`` ranks are a node.
+
+    Each tensor that is sent as such takes an open file.
+    """
     with node_of(of_node):
-        return [train(config, tokenizer, batches, torch.float64) for config in configs]
+        answers = [train(config, tokenizer, batches, torch.float64) for config in configs]
+    file = io.BytesIO()
+    torch.save(answers, file)
+    return file.getvalue()
+
+
+def trained(answer):
+    """What ``train_each`` has answered."""
+    return torch.load(io.BytesIO(answer), weights_only=False)
 
 
 def node_of(count):
