@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from silc_bench.errors import UserError
@@ -315,3 +316,43 @@ def evaluate_run_that_fails(run, results):
         except Exception as error:
             return type(error).__name__, str(error)
     return None
+
+
+# --- what the ranks say to each other -------------------------------------------------------------
+
+
+class Said(TorchDispatchMode):
+    """Bytes of whole tensors by kind of collective, of what goes over the wire inside."""
+
+    KINDS = {  # noqa: RUF012
+        "c10d.allreduce_.default": "all-reduce",
+        "c10d._allgather_base_.default": "all-gather",
+        "c10d.allgather_.default": "all-gather",
+        "c10d._reduce_scatter_base_.default": "reduce-scatter",
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = dict.fromkeys(self.KINDS.values(), 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        if name in self.KINDS:
+            # both sides of it, of which the larger is the whole; a list is one of parts
+            sides = [tree_leaves(side) for side in args[:2]]
+            sizes = [sum(x.nbytes for x in side if isinstance(x, torch.Tensor)) for side in sides]
+            self.sizes[self.KINDS[name]] += max(sizes)
+        return function(*args, **(kwargs or {}))
+
+
+def said_in_a_step(configs, tokenizer, batches, of_node=None):
+    """For each configuration what the second step says: DDP orders its buckets after the first."""
+    answers = []
+    with node_of(of_node):
+        for config in configs:
+            state = TrainState.create(config, tokenizer, torch.device("cpu"))
+            train_step(state, rows_of(batches[0]))
+            with Said() as said:
+                train_step(state, rows_of(batches[1]))
+            answers.append(said.sizes)
+    return answers

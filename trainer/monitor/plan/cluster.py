@@ -9,11 +9,13 @@ Shapes: W ranks, b pairs of a rank, B of all, D embedding, K prototypes, V views
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from torch import Tensor
 
 from silc_bench.errors import UserError
 from silc_bench.system.terminal import say, warn
@@ -218,7 +220,10 @@ def _gathered(config: Config) -> list[tuple[str, int]]:
 
 
 def collectives(config: Config, accelerator: Accelerator, count: int) -> list[Collective]:
-    """Of one step with a teacher, derived from the code of the step; none was counted on a wire."""
+    """Of one step with a teacher, but for the few bytes of the gradient's norm.
+
+    ``tests/trainer/test_collectives.py`` counts what a step says, and finds these bytes.
+    """
     if count == 1:
         return []
     said = []
@@ -228,7 +233,7 @@ def collectives(config: Config, accelerator: Accelerator, count: int) -> list[Co
     if shards == 1:
         said.append(Collective("gradients", "all-reduce", learning, count))
     else:
-        said += _of_shards(config, student, learning, shards, count)
+        said += _of_shards(config, student, shards, count)
 
     for name, size in _gathered(config):
         said.append(Collective(f"features of {name}", "all-gather", size, count))
@@ -250,25 +255,57 @@ def collectives(config: Config, accelerator: Accelerator, count: int) -> list[Co
     return said
 
 
-def _of_shards(
-    config: Config, student: Student, learning: int, shards: int, count: int
-) -> list[Collective]:
-    """Weights come for the forward pass, and for the backward pass those of the blocks again."""
-    whole = 4 * count_parameters(student)
-    of_blocks = 4 * sum(count_parameters(block) for block in blocks_of(student))
-    # Each call of a block's tower gathers its weights: of large views and of small ones.
-    num_passes = 2 if config.is_taught_at(config.start_step) and config.views.num_local else 1
+def _of_shards(config: Config, student: Student, shards: int, count: int) -> list[Collective]:
+    """What stands outside the blocks comes once a step, and the gradients are summed once.
+
+    A block comes for each call of its tower, and once more for the backward pass of that call.
+    """
+    share = config.batch_size // count
+    num_micro = -(-share // config.micro_batch) if config.micro_batch else 1
+    is_taught = config.is_taught_at(config.start_step)
+    kinds = {*config.contrastive.images.split("+")}
+    if is_taught and student.head is not None and config.distillation.pairs == "local+global":
+        kinds.add("global")
+    has_local = is_taught and student.head is not None and config.views.num_local > 0
+    has_masked = is_taught and student.patch_head is not None
+    calls = {"vision": len(kinds) + has_local + has_masked, "text": 1}
+
+    weights = dict(student.named_parameters())
+    outside = [name for name in weights if ".blocks." not in name]
+    gathered = _padded((weights[name] for name in outside), shards)
+    of_blocks = {}
+    for tower in ("vision", "text"):
+        of_blocks[tower] = _padded(student.get_submodule(f"{tower}.blocks").parameters(), shards)
+        passes = 2 * calls[tower]
+        if config.optim.locked == tower:
+            # No backward pass; but PyTorch fetches ahead, and so one of its blocks comes again.
+            passes = calls[tower] + 1 / getattr(config, tower).depth
+        gathered += round(num_micro * passes * of_blocks[tower])
+
+    learning = _padded((weight for weight in weights.values() if weight.requires_grad), shards)
     said = [
-        Collective("weights of the student", "all-gather", whole + num_passes * of_blocks, shards),
+        Collective("weights of the student", "all-gather", gathered, shards),
         Collective("gradients", "reduce-scatter", learning, shards),
     ]
     if config.has_teacher:
-        teacher = whole - 4 * count_parameters(student.text)
+        taught = [name for name in outside if name.startswith(("vision.", "head.", "patch_head."))]
+        teacher = _padded((weights[name] for name in taught), shards)
+        teacher += num_micro * of_blocks["vision"]
         said.append(Collective("weights of the teacher", "all-gather", teacher, shards))
     if count > shards:
         size = learning // shards
         said.append(Collective("gradients between nodes", "all-reduce", size, count // shards))
     return said
+
+
+def _padded(weights: Iterable[Tensor], shards: int) -> int:
+    """Bytes of fp32 weights; one that no dimension spreads evenly is padded along its first."""
+    total = 0
+    for weight in weights:
+        is_even = any(size % shards == 0 for size in weight.shape)
+        rows = weight.shape[0]
+        total += 4 * weight.numel() * (rows if is_even else -(-rows // shards) * shards) // rows
+    return total
 
 
 def seconds(config: Config, accelerator: Accelerator, count: int) -> tuple[float, float]:
@@ -323,7 +360,7 @@ def show_plan(planned: Plan, console: Console) -> None:
     rows = {
         "a step": f"{step} of communication",
         "images a second": f"{planned.images_per_second:,.0f}",
-        "cores that decode them": f"{planned.decoding_cores:,.0f}",
+        "cores that decode them": f"{math.ceil(planned.decoding_cores):,}",
         "hours, unmeasured": f"{duration(fewest)} to {duration(most)}",
     }
     if planned.cost is not None:
