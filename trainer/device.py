@@ -140,7 +140,8 @@ def shard(
         fsdp.register_fsdp_forward_method(model, method)
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a tensor that is spread over several ranks."""
     # Who has made one has imported this.
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)

@@ -28,7 +28,6 @@ import os
 import pickle
 import re
 import shutil
-import sys
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +45,7 @@ from silc_bench.models.weights.kind import needed_global
 from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
 from silc_bench.system.files import atomic_path, flush, write_text_atomic
 from silc_bench.system.processes import concatenated, num_ranks, rank
+from silc_bench.trainer import device
 from silc_bench.trainer.checkpoints.early import all_in, is_folder
 
 if TYPE_CHECKING:
@@ -431,11 +431,7 @@ def fitted(
 
 def is_sharded(payload: Any) -> bool:
     """Whether any tensor in it is spread over several processes."""
-    # who has made one has imported this
-    tensors = sys.modules.get("torch.distributed.tensor")
-    if tensors is None:
-        return False
-    return any(isinstance(leaf, tensors.DTensor) for leaf in tree_leaves(payload))
+    return any(map(device.is_sharded, tree_leaves(payload)))
 
 
 def _load_share(path: Path) -> dict[str, Any]:
