@@ -10,6 +10,7 @@ import json
 import os
 from pathlib import Path
 
+from pieces import train_pieces
 from PIL import Image
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
@@ -46,6 +47,13 @@ def lay_photos(folder: Path) -> None:
         (photos / f"{number:04}.txt").write_text("\n".join(captions), encoding="utf-8")
         rows.append(json.dumps({"file": f"photos/{number:04}.jpg", "captions": captions}))
     (folder / "own.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def lay_tokenizer(folder: Path) -> None:
+    """``c4_en.model``, of the captions of these images."""
+    train_pieces(
+        folder / "c4_en.model", [text for _, texts in photographs(40) for text in texts], 90
+    )
 
 
 def lay_pictures(folder: Path) -> None:

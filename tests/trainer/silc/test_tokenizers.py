@@ -11,6 +11,7 @@ import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pieces import train_pieces
 from refusals import refused
 from tokenizers import models, pre_tokenizers
 
@@ -160,21 +161,12 @@ def test_a_file_of_another_library_is_read_as_big_vision_reads_it(tmp_path, spec
 
 
 def test_a_sentencepiece_model_is_read_as_the_library_reads_it(tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CAPTIONS * 9),
-        model_prefix=str(tmp_path / "c4"),
-        vocab_size=90,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "c4.model"))
+    model = train_pieces(tmp_path / "c4.model", CAPTIONS * 9, 90)
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
     expected = [*processor.EncodeAsIds("a red circle"), 1]
-    mine = of_file(tmp_path / "c4.model", TEXT)
+    mine = of_file(model, TEXT)
     assert mine(["A Red circle!"])[0].tolist() == [*expected, *[1] * (LENGTH - len(expected))]
 
 

@@ -21,6 +21,7 @@ from images_and_runs import (
     pixels_of,
     tokens_of_patches,
 )
+from pieces import C4_EN, GEMMA, train_pieces
 from refusals import refused
 
 from silc_bench.models.adapters import big_vision
@@ -51,29 +52,14 @@ def pieces(tmp_path_factory):
 
     The first ends with </s>; Gemma has <eos>, <pad>, no leading space.
     """
-    sentencepiece = pytest.importorskip("sentencepiece")
     folder = tmp_path_factory.mktemp("pieces")
     words = re.findall(r"\w+", " ".join(TEXTS[:4]))
     generator = np.random.default_rng(0)
     sentences = [" ".join(generator.choice(words, 8)) for _ in range(400)]
-    special = {
-        "c4_en": {"unk_id": 2, "bos_id": -1},
-        "gemma": {"unk_id": 3, "bos_id": 2, "eos_piece": "<eos>"},
+    return {
+        name: train_pieces(folder / f"{name}.model", sentences, 120, special)
+        for name, special in {"c4_en": C4_EN, "gemma": GEMMA}.items()
     }
-    for name, options in special.items():
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_prefix=str(folder / name),
-            vocab_size=120,
-            pad_id=0,
-            eos_id=1,
-            byte_fallback=False,
-            hard_vocab_limit=False,
-            add_dummy_prefix=name == "c4_en",
-            minloglevel=2,
-            **options,
-        )
-    return {name: folder / f"{name}.model" for name in special}
 
 
 def rows_of(path):

@@ -23,6 +23,7 @@ from images_and_runs import (
     tokens_of_patches,
     without_network,
 )
+from pieces import train_pieces
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
@@ -285,22 +286,9 @@ def test_siglip2_reads_lower_case_whatever_the_librarys_tokenizer_does(kind, mod
 
 
 def test_siglip_texts_are_canonical(copy):
-    spm = pytest.importorskip(
-        "sentencepiece", reason="SigLIP's own tokenizer needs the package sentencepiece"
-    )
     folder = copy("siglip")
     (folder / "tokenizer.json").unlink()
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(hf_folders.CORPUS * 20),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=40,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
+    train_pieces(folder / "spiece.model", hf_folders.CORPUS * 20, 40)
     settings = folder / "tokenizer_config.json"
     hf_folders.write_json(settings, {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64})
     lowered = ("lower, no ASCII punctuation", True)
