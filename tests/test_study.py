@@ -61,6 +61,8 @@ def stand_in(study, monkeypatch):
     ``train_seconds`` are those of the arms in the order of ARMS: 1, 2, ...
     """
 
+    measures = study.plan.PLACES.measures | study.plan.PHOTOGRAPHS.measures
+
     def install(score):
         done = []
 
@@ -70,7 +72,7 @@ def stand_in(study, monkeypatch):
                 if any(study.jobs.is_of(row, job) for row in there):
                     continue
                 done.append(job)
-                values = dict.fromkeys(study.plan.PLACES.measures, score(job))
+                values = dict.fromkeys(measures, score(job))
                 seconds = 1.0 + study.plan.ARMS.index(job["arm"])
                 there.append(job | {"student": values, "train_seconds": seconds})
             write(args.lines_of(step, setting), there)
@@ -139,6 +141,15 @@ def test_tuning_gives_the_best_pairs_a_second_seed_and_goes_on_where_it_stopped(
     jobs.tune(args, study.plan.PLACES)
     jobs.run(args, "1024")
     assert len(done) == count, "what is done is not done again"
+
+
+def test_photographs_are_tuned_with_one_seed(study, args, stand_in):
+    world = study.plan.PHOTOGRAPHS
+    done = stand_in(lambda job: world.tried.index((job["lr"], job["clip"])))
+    study.jobs.tune(args, world)
+    assert len(done) == len(world.arms) * len(world.tried)
+    assert {job["seed"] for job in done} == {study.plan.TUNING_SEEDS[0]}
+    assert study.jobs.best(args, world) == dict.fromkeys(world.arms, world.tried[-1])
 
 
 def test_at_equal_seconds_an_arm_sees_as_many_images_as_its_step_is_cheaper(
@@ -222,7 +233,7 @@ def test_every_setting_and_variant_is_a_configuration_that_trains(study):
     for preset, arm, samples, sets in runs:
         words = [f"{name}={value}" for name, value in sets.items()]
         config = configure(preset, arm, samples=samples, sets=words)
-        assert config.num_steps >= plan.SAMPLES // config.batch_size
+        assert config.num_steps == samples // config.batch_size
 
 
 @pytest.mark.parametrize(("split", "seed"), [("val", 0), ("fresh", 1)])

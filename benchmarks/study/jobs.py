@@ -53,6 +53,9 @@ class Study:
     def tried(self, world: World) -> tuple[Pair, ...]:
         return world.tried[:FINALISTS] if self.is_quick else world.tried
 
+    def has_second_seed(self, world: World) -> bool:
+        return world.has_second_seed and not self.is_quick
+
     def seeds(self, setting: str) -> tuple[int, ...]:
         return SETTINGS[setting].seeds[: self.num_seeds]
 
@@ -71,7 +74,7 @@ def tune(study: Study, world: World) -> None:
     pairs = study.tried(world)
     asked = [job(study, setting, arm, first, pair, "val") for arm in world.arms for pair in pairs]
     carry_out(study, "tune", setting, asked)
-    if not study.is_quick:
+    if study.has_second_seed(world):
         finals = finalists(study, world)
         asked = [
             job(study, setting, arm, second, pair, "val")
@@ -161,7 +164,7 @@ def finalists(study: Study, world: World) -> dict[str, list[Pair]]:
 def best(study: Study, world: World) -> dict[str, Pair]:
     """Of each arm the finalist that was best over all tuning seeds."""
     finals = finalists(study, world)
-    of_all = finals if study.is_quick else ranked(study, world, TUNING_SEEDS)
+    of_all = ranked(study, world, TUNING_SEEDS) if study.has_second_seed(world) else finals
     if any(set(finals[arm]) - set(of_all[arm]) for arm in world.arms):
         raise not_tuned(study, world)
     return {arm: next(pair for pair in of_all[arm] if pair in finals[arm]) for arm in world.arms}
