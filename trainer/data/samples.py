@@ -346,6 +346,8 @@ def shuffled(
 ROUNDS = 2  # of a keyed order, each for both halves
 
 
+# To make one takes longer than all that is done with it; entries of one group ask for the same.
+@lru_cache(maxsize=4096)
 def order_key(seed: int, epoch: int, part: int) -> tuple[int, ...]:
     """The key of ``keyed`` for a part of an epoch: f(seed, epoch, part)."""
     # inner 0 and 1 are the words of ``shuffled`` and of the order of shards.

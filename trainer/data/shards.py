@@ -208,7 +208,8 @@ class ShardsReader(EpochReader):
 
         group = bisect_right(part.group_ends, place)
         start = part.group_ends[group - 1] if group else 0
-        key = part.keys[group]
+        # So that no two nodes shuffle alike; no part has as many groups.
+        key = order_key(self.config.seed, epoch, (node << 32) + group)
         place = start + keyed(place - start, part.group_ends[group] - start, key)
         if self._is_remote and self._read != (epoch, group):
             self._read = (epoch, group)
@@ -243,7 +244,6 @@ class ShardsReader(EpochReader):
             (own_ends - start).tolist(),
             last_samples.tolist(),
             self.config.shuffle_shards,
-            Keys(self.config.seed, epoch, node),
         )
 
     def _fetch_ahead(self, epoch: int, group: int) -> None:
@@ -271,14 +271,6 @@ class ShardsReader(EpochReader):
             raise UserError(problem, about="data.mirror_gb", fix=fix)
 
 
-class Keys(LastTwo[tuple[int, ...]]):
-    """The keys of the groups of a node's part of an epoch."""
-
-    def __init__(self, seed: int, epoch: int, node: int) -> None:
-        # So that no two nodes shuffle alike; no part has as many groups.
-        super().__init__(lambda group: order_key(seed, epoch, (node << 32) + group))
-
-
 class Part:
     """What a node reads in an epoch: pieces of shards one after the other, in groups.
 
@@ -293,14 +285,12 @@ class Part:
         ends: list[int],
         last_samples: list[int],
         group_size: int,
-        keys: Keys,
     ) -> None:
         self.first = first
         self.shards = shards
         self.ends = ends
         self.last_samples = last_samples
         self.group_size = group_size
-        self.keys = keys
         self.group_ends = ends[group_size - 1 :: group_size]
         if len(ends) % group_size:
             self.group_ends.append(ends[-1])

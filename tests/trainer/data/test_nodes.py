@@ -233,7 +233,7 @@ def test_the_table_of_all_samples_is_a_file_that_workers_map_too(tmp_path, monke
     sent = pickle.dumps(reader)
     assert len(sent) < 24 * len(PAIRS) + 3000
     copy = pickle.loads(sent)
-    assert isinstance(copy.table.rows, np.memmap)
+    assert isinstance(copy.table.rows.base, np.memmap)
     assert [copy.text(p) for p in range(70)] == [reader.text(p) for p in range(70)]
 
     # A second start reads it and no index; the order and the identity are those of a small set.
