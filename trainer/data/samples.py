@@ -311,12 +311,22 @@ def _by_reason(left_out: Counter[str]) -> str:
     return f"filters left out {left_out.total():,}: {reasons}"
 
 
-def digits_of(parts: Iterable[bytes]) -> str:
+@dataclass(frozen=True)
+class InPieces:
+    """Bytes that are too many to be held at once."""
+
+    num_bytes: int
+    pieces: Iterable[bytes]
+
+
+def digits_of(parts: Iterable[bytes | InPieces]) -> str:
     """16 hex digits over ``parts``, each with its length."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(f"{len(part)} ".encode())
-        digest.update(part)
+        whole = part if isinstance(part, InPieces) else InPieces(len(part), [part])
+        digest.update(f"{whole.num_bytes} ".encode())
+        for piece in whole.pieces:
+            digest.update(piece)
     return digest.hexdigest()
 
 

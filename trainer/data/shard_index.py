@@ -31,7 +31,7 @@ import signal
 import time
 import zlib
 from bisect import bisect_right
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -133,10 +133,11 @@ def index_all(
     own = [pair for pair, owner in zip(with_places, owners, strict=True) if owner == rank()]
     new = [(shard, place) for shard, place in own if not is_kept(place)]
 
+    # Only what could not be kept: all of them, in each process, may be more than fits into memory.
     indexes: dict[Path, ShardIndex] = {}
     errors: list[UserError | RunError] = []
     try:
-        indexes |= _look_through(new, filters, mirror, is_shown=is_first)
+        indexes |= _not_kept(_look_through(new, filters, mirror, is_shown=is_first))
     except (UserError, RunError) as error:
         errors.append(error)
 
@@ -144,7 +145,7 @@ def index_all(
     if errors := concatenated(errors):
         raise errors[0]
 
-    if is_first and not all(map(is_kept, indexes)):
+    if is_first and indexes:
         folder = folder_of(mirror.folder)
         warn(f"cannot write to {folder}: the next start looks through all shards again")
 
@@ -162,20 +163,22 @@ def index_all(
             if name in all_places and index is not None:
                 shard, place = all_places[name]
                 keep(index, shard, place)
-                indexes[place] = index
+                indexes |= _not_kept([(place, index)])
 
-    # What is kept is loaded when it is needed: all of it at once may be more than fits into memory.
-    indexes = {place: index for place, index in indexes.items() if not is_kept(place)}
     missing = [
         (shard, place)
         for shard, place in with_places
         if place not in indexes and not is_kept(place)
     ]
-    indexes |= _look_through(missing, filters, mirror, is_shown=is_first)
+    indexes |= _not_kept(_look_through(missing, filters, mirror, is_shown=is_first))
     return (
         indexes.get(place) or load(place) or _look_at(shard, place, filters, mirror)
         for shard, place in with_places
     )
+
+
+def _not_kept(found: Iterable[tuple[Path, ShardIndex]]) -> Iterator[tuple[Path, ShardIndex]]:
+    return ((place, index) for place, index in found if not is_kept(place))
 
 
 def _look_through(
@@ -218,9 +221,12 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(processes, context, signal.signal, ignore_ctrl_c) as pool:
-        futures = [pool.submit(_look_at, shard, place, filters, mirror) for shard, place in local]
+        futures = deque(
+            pool.submit(_look_at, shard, place, filters, mirror) for shard, place in local
+        )
         try:
-            yield from (future.result() for future in futures)
+            while futures:
+                yield futures.popleft().result()  # no longer ours, or all of them would stay
         except BrokenProcessPool as error:
             problem = "a process that looks through them was killed, mostly for want of memory"
             fix = (
@@ -275,7 +281,7 @@ class Table:
         if shard in self._compared:
             return
         rows = self.rows[self.starts[shard] : self.starts[shard + 1]]
-        if zlib.crc32(rows.tobytes()) != self._sums[shard]:
+        if zlib.crc32(rows) != self._sums[shard]:
             problem = "it is damaged: the sum of its rows is not the one that was written"
             raise DataError(problem, about=self.path or "index", fix="remove it, and start again")
         self._compared.add(shard)
@@ -303,6 +309,7 @@ def table_of(
         DataError: a shard that is too large for it.
     """
     from silc_bench.system.processes import concatenated
+    from silc_bench.system.terminal import warn
 
     places = [kept_at(shard, filters, mirror.folder) for shard in all_shards]
     names = "\n".join([TABLE_VERSION, *(place.name for place in places)])
@@ -333,8 +340,14 @@ def table_of(
                 with atomic_path(path) as temporary, open(temporary, "wb") as file:
                     _write(file.write, all_shards, indexes)
                 table = _kept_table(path)
-    except OSError:
-        # A full disk. A part of them is read already, so all are loaded anew.
+    except OSError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            warn(
+                f"cannot write to {path.parent} ({error.strerror}): each process of this machine"
+                f" keeps a table of all pairs, {num_bytes / 2e6:,.0f} MB, in its own memory"
+            )
+
+        # A part of them is read already, so all are loaded anew.
         return _in_memory(all_shards, index_each(all_shards, places, filters, mirror))
     assert table is not None
     return table

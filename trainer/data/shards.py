@@ -35,6 +35,7 @@ from silc_bench.trainer.data.samples import (
     LARGEST_TABLE,
     ORDER,
     EpochReader,
+    InPieces,
     LastTwo,
     captions_of,
     columns_of,
@@ -143,8 +144,10 @@ class ShardsReader(EpochReader):
         Of local shards also of the bytes of SAMPLED pairs: to read all of them at each start would
         take hours.
         """
+        parts: list[bytes | InPieces]
         if self.num_samples <= LARGEST_TABLE:
-            parts = [b"".join(rows.astype("<i8").tobytes() for rows in self.table.wide())]
+            pieces = (rows.astype("<i8").tobytes() for rows in self.table.wide())
+            parts = [InPieces(7 * 8 * self.num_samples, pieces)]
         else:
             # Summed once, when the table was written. The order belongs to it, because it is not
             # that of earlier versions.

@@ -1,8 +1,10 @@
 """Shards that belong to machines: together they read each pair once an epoch, each shard once."""
 
+import errno
 import itertools
 import pickle
 import sys
+import tracemalloc
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -247,6 +249,57 @@ def test_the_table_of_all_samples_is_a_file_that_workers_map_too(tmp_path, monke
     assert [again.find(p) for p in range(140)] == [small.find(p) for p in range(140)]
 
 
+def most_bytes(work):
+    """The most that is allocated at once, beyond what was before, and what ``work`` returns."""
+    tracemalloc.start()
+    try:
+        answer = work()
+        return tracemalloc.get_traced_memory()[1], answer
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("mapped")
+def test_more_pairs_take_24_bytes_each_in_a_file_and_none_in_a_process(tmp_path, monkeypatch):
+    """New shards, a second start, the order and the identity; of 5,000 pairs and of 20,000."""
+    per_shard = 2500
+    rows = np.tile(np.array([512, 60, 1024, 20, 0, -1]), (per_shard, 1))
+
+    def looked_through(path, filters):
+        return shard_index.ShardIndex(rows.copy(), Damage(), Counter())
+
+    monkeypatch.setattr(shard_index, "_index", looked_through)
+    numbered(tmp_path, *[1] * 8)
+    opened(tmp_path / "000.tar", 1)  # imports what is used
+
+    def held(last):
+        with monkeypatch.context() as patch:
+            patch.setattr("silc_bench.trainer.data.shards.LARGEST_TABLE", 1000)
+            pattern = tmp_path / f"{{000..{last:03}}}.tar"
+            yield most_bytes(lambda: opened(pattern, 1))[0]
+            num_bytes, source = most_bytes(lambda: opened(pattern, 1))
+            yield num_bytes
+        reader = source._reader
+        assert reader.num_samples == per_shard * (last + 1)
+        assert reader.table.path.stat().st_size < 24 * reader.num_samples + 2000
+        seen = np.zeros(reader.num_samples, bool)
+
+        def read():
+            for position in range(reader.num_samples):
+                _, number = reader.find(position)
+                reader.table.check(reader.table.shard_of(number))
+                assert reader.table.member(number, 1) == (1024, 20)
+                seen[number] = True
+
+        yield most_bytes(read)[0]
+        assert seen.all()
+        yield most_bytes(reader.fingerprint)[0]
+
+    few, many = list(held(1)), list(held(7))
+    grown = [more - less for more, less in zip(many, few, strict=True)]
+    assert max(grown) < 4 * 6 * per_shard, "not even a number of 32 bits a pair"
+
+
 @pytest.mark.usefixtures("mapped")
 @pytest.mark.parametrize("place", ["rows", "notes", "end", "cut"])
 def test_a_damaged_table_is_not_served(tmp_path, place):
@@ -269,6 +322,27 @@ def test_a_damaged_table_is_not_served(tmp_path, place):
             [damaged.text(p) for p in range(70)]
     else:
         assert [damaged.text(p) for p in range(20)] == before
+
+
+@pytest.mark.usefixtures("mapped")
+def test_a_table_that_finds_no_room_is_said_and_kept_in_memory(tmp_path, monkeypatch, capsys):
+    numbered(tmp_path, *SIZES)
+    expected = opened(tmp_path, 1)._reader
+    expected.table.path.unlink()
+    at_path = shard_index.atomic_path
+
+    def full(path):
+        if path.suffix == ".rows":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return at_path(path)
+
+    monkeypatch.setattr(shard_index, "atomic_path", full)
+    capsys.readouterr()
+    reader = opened(tmp_path, 1)._reader
+    said = "".join(capsys.readouterr().err.split())
+    assert f"cannotwriteto{expected.table.path.parent}(Nospaceleftondevice)" in said
+    assert reader.table.path is None
+    assert [reader.text(p) for p in range(70)] == [expected.text(p) for p in range(70)]
 
 
 def test_files_stay_open_up_to_a_limit(tmp_path, monkeypatch):
