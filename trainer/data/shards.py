@@ -97,7 +97,7 @@ class ShardsReader(EpochReader):
         mirror = remote.Mirror(shards_folder(), int(config.mirror_gb * 2**30))
         files = expand(pattern)
         num_nodes = node[1]
-        owners = owners_of(config.seed, len(files), num_nodes) if num_nodes > 1 else None
+        owners = owners_of(config.seed, files, num_nodes) if num_nodes > 1 else None
         table = table_of(files, parse(config.filters), mirror, owners)
 
         damage.merge(table.damage)
@@ -308,14 +308,21 @@ def order_of_shards(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(random_words(seed, ORDER, epoch, count, inner=1), kind="stable")
 
 
-def owners_of(seed: int, count: int, num_nodes: int) -> list[int]:
-    """The rank that looks through each of ``count`` shards, on several nodes.
+def owners_of(seed: int, files: Sequence[Shard], num_nodes: int) -> list[int]:
+    """The rank that looks through each shard, on several nodes.
 
     It is one of the node that reads the shard in the first epoch, as far as that can be known
-    before anybody has counted its samples: so it is fetched once for both.
+    before anybody has counted its samples, by the bytes of remote ones: so it is fetched once for
+    both.
     """
     num_local = max(1, num_ranks() // num_nodes)
-    owners = [0] * count
-    for place, shard in enumerate(order_of_shards(seed, 0, count).tolist()):
-        owners[shard] = place * num_nodes // count * num_local + place % num_local
+    sizes = [shard.stamp.size for shard in files if shard.stamp]
+    if len(sizes) < len(files) or not sum(sizes):
+        sizes = [1] * len(files)
+    total, before = sum(sizes), 0
+    owners = [0] * len(files)
+    for place, number in enumerate(order_of_shards(seed, 0, len(files)).tolist()):
+        node = (2 * before + sizes[number]) * num_nodes // (2 * total)  # of its middle
+        owners[number] = min(node, num_nodes - 1) * num_local + place % num_local
+        before += sizes[number]
     return owners

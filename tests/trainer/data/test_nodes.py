@@ -25,7 +25,7 @@ from silc_bench.errors import DataError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data import samples, shard_index
 from silc_bench.trainer.data.samples import keyed, order_key
-from silc_bench.trainer.data.shards import ShardsReader
+from silc_bench.trainer.data.shards import ShardsReader, order_of_shards, owners_of
 from silc_bench.trainer.data.sources import MixedReader
 from silc_bench.trainer.data.stream import BATCHES_AHEAD, Source
 
@@ -214,6 +214,23 @@ def test_an_epoch_of_two_nodes_fetches_each_shard_once(tmp_path, monkeypatch):
         end_of_fetches()
         assert len(set(numbers(itertools.chain(*answers)))) == 6 * (24 - BATCHES_AHEAD)
         assert server.bytes_sent.total() <= 1.1 * sum(map(len, files.values()))
+
+
+def test_the_first_look_divides_shards_as_the_first_epoch_does_by_their_bytes():
+    """As many bytes on each node as can be, whatever their sizes; no node goes without."""
+    sizes = [900, 1, 1, 300, 1, 1, 1, 300, 1, 294]
+    files = [
+        shard_index.Shard(f"s3://a/{number}.tar", remote.Stamp(size, ""))
+        for number, size in enumerate(sizes)
+    ]
+    for seed in range(10):
+        owners = owners_of(seed, files, 2)
+        order = order_of_shards(seed, 0, len(files)).tolist()
+        in_order = [owners[number] for number in order]
+        assert in_order == sorted(in_order)
+        assert set(owners) == {0, 1}
+        of_first = sum(size for size, owner in zip(sizes, owners, strict=True) if owner == 0)
+        assert abs(of_first - 900) <= 450, "half of the largest one, which a cut may go through"
 
 
 # --- one table a node -----------------------------------------------------------------------------
