@@ -29,7 +29,7 @@ from silc_bench.datasets.files import remote, shards
 from silc_bench.errors import UserError
 from silc_bench.later import np
 from silc_bench.system.cache import shards_folder
-from silc_bench.system.processes import num_ranks
+from silc_bench.system.processes import num_ranks, of_all
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     LARGEST_TABLE,
@@ -91,7 +91,8 @@ class ShardsReader(EpochReader):
             node: which of how many machines this is.
 
         Raises:
-            UserError: no such shard, one that is none, or shards without a single pair.
+            UserError: no such shard, one that is none, shards without a single pair, or ranks that
+                see different ones.
             RunError: a remote shard that cannot be fetched.
         """
         mirror = remote.Mirror(shards_folder(), int(config.mirror_gb * 2**30))
@@ -99,6 +100,8 @@ class ShardsReader(EpochReader):
         num_nodes = node[1]
         owners = owners_of(config.seed, files, num_nodes) if num_nodes > 1 else None
         table = table_of(files, parse(config.filters), mirror, owners)
+        if num_ranks() > 1:
+            _check_equal(pattern, len(files), table)
 
         damage.merge(table.damage)
         if not len(table):
@@ -326,3 +329,17 @@ def owners_of(seed: int, files: Sequence[Shard], num_nodes: int) -> list[int]:
         owners[number] = min(node, num_nodes - 1) * num_local + place % num_local
         before += sizes[number]
     return owners
+
+
+def _check_equal(pattern: str, num_files: int, table: Table) -> None:
+    """UserError on every rank where one of them, on another disk, sees other shards.
+
+    Each computes the order of all pairs by itself: the orders would differ, without a word.
+    """
+    digests = of_all(int(table.digest, 16) >> 1)  # of 64 bits, of which a number has 63
+    counts, pairs = of_all(num_files), of_all(len(table))
+    other = next((number for number, digest in enumerate(digests) if digest != digests[0]), None)
+    if other is not None:
+        seen = [f"rank {n}: {counts[n]:,} with {pairs[n]:,} pairs" for n in (0, other)]
+        problem = f"not all nodes see the same shards ({'; '.join(seen)})"
+        raise UserError(problem, about=pattern, fix="give all nodes the same files, byte for byte")

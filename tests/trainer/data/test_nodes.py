@@ -233,6 +233,17 @@ def test_the_first_look_divides_shards_as_the_first_epoch_does_by_their_bytes():
         assert abs(of_first - 900) <= 450, "half of the largest one, which a cut may go through"
 
 
+def test_nodes_that_see_other_shards_are_refused(tmp_path, monkeypatch):
+    """By every rank alike; each would have an order of its own, and pairs come twice or never."""
+    numbered(tmp_path, *SIZES)
+    seen = iter([[5, 5, 6, 6], [7, 7, 6, 6], [70, 70, 58, 58]])
+    monkeypatch.setattr("silc_bench.trainer.data.shards.num_ranks", lambda: 4)
+    monkeypatch.setattr("silc_bench.trainer.data.shards.of_all", lambda number: next(seen))
+    with refused(tmp_path) as caught:
+        opened(tmp_path, 1)
+    assert "rank 2: 6 with 58 pairs" in caught.value.problem
+
+
 # --- one table a node -----------------------------------------------------------------------------
 
 
