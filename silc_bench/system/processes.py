@@ -41,9 +41,14 @@ MEETING = 10.0  # seconds in which all ranks that waited have said so: they bega
 TIMEOUT_MINUTES = 30.0
 
 # Launchers that start processes by themselves: how many they started, and what starts them right.
+#
+# SLURM_NTASKS does not say it: salloc, sbatch and the shell that a newer salloc starts by itself
+# (srun --interactive --preserve-env) set it to what was asked for, and run one process. What srun
+# has started is in SLURM_STEP_NUM_TASKS: 1 in that shell, and neither salloc nor sbatch set it
+# (SchedMD/slurm src/common/env.c, env_array_for_step).
 LAUNCHERS = {
-    "SLURM_NTASKS": "srun --ntasks-per-node 1 torchrun --nnodes $SLURM_NNODES --nproc-per-node GPUS"
-    " --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m silc_bench ...",
+    "SLURM_STEP_NUM_TASKS": "srun --ntasks-per-node 1 torchrun --nnodes $SLURM_NNODES"
+    " --nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m silc_bench ...",
     "OMPI_COMM_WORLD_SIZE": "torchrun --nproc-per-node GPUS -m silc_bench ... in place of mpirun",
     "PMI_SIZE": "torchrun --nproc-per-node GPUS -m silc_bench ... in place of mpiexec",
 }

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -57,19 +58,44 @@ def test_one_process_looks_for_nobody(gpus, monkeypatch, world):
     assert gpus == []
 
 
-@pytest.mark.parametrize("name", ranks.LAUNCHERS)
-def test_processes_of_a_launcher_that_do_not_know_of_each_other_are_refused(
-    gpus, monkeypatch, name
-):
+# What Slurm sets (SchedMD/slurm, src/common/env.c). An allocation of eight tasks:
+ALLOCATED = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_NPROCS": "8"}
+# Its shell, where LaunchParameters has use_interactive_step, is a step of one task:
+INTERACTIVE = {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+STEP_OF_EIGHT = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}
+OF_TORCHRUN = {"WORLD_SIZE": "1"}
+STARTS = {  # the environment, and the variable that a refusal names
+    "a shell": ({}, None),
+    "salloc": (ALLOCATED, None),
+    "salloc with an interactive step": (ALLOCATED | INTERACTIVE, None),
+    "sbatch": (ALLOCATED | {"SLURM_PROCID": "0", "ENVIRONMENT": "BATCH"}, None),
+    "srun in sbatch": (
+        ALLOCATED | {"ENVIRONMENT": "BATCH"} | STEP_OF_EIGHT,
+        "SLURM_STEP_NUM_TASKS",
+    ),
+    "srun in salloc": (ALLOCATED | INTERACTIVE | STEP_OF_EIGHT, "SLURM_STEP_NUM_TASKS"),
+    "srun of one task in salloc": (
+        ALLOCATED | {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        None,
+    ),
+    "torchrun by srun": (ALLOCATED | STEP_OF_EIGHT | OF_TORCHRUN, None),
+    "mpirun": ({"OMPI_COMM_WORLD_SIZE": "8"}, "OMPI_COMM_WORLD_SIZE"),
+    "mpirun in salloc": (ALLOCATED | {"OMPI_COMM_WORLD_SIZE": "8"}, "OMPI_COMM_WORLD_SIZE"),
+    "mpirun of one": ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+    "mpiexec": ({"PMI_SIZE": "8"}, "PMI_SIZE"),
+    "torchrun beside mpiexec": ({"PMI_SIZE": "8"} | OF_TORCHRUN, None),
+    "what is no number": ({"PMI_SIZE": "many"}, None),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_processes_that_do_not_know_of_each_other_are_refused(gpus, monkeypatch, start):
+    environment, refused_for = STARTS[start]
     monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setenv(name, "1")
-    with joined(GPU):
-        pass
-    monkeypatch.setenv(name, "8")
-    with refused(about=f"{name}=8"), joined(GPU):
-        pass
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    with joined(GPU):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    refusal = refused(about=f"{refused_for}=8") if refused_for else nullcontext()
+    with refusal, joined(GPU):
         pass
 
 
