@@ -27,6 +27,20 @@ VARIANTS = {  # objective and changes
         "contrastive",
         {"optim": {"locked": "vision"}, "vision": {"depth": 3}},
     ),
+    "text locked, micro-batches": (
+        "silc",
+        {"optim": {"locked": "text"}, "text": {"depth": 3}, "micro_batch": 1},
+    ),
+    "text locked, one micro-batch": ("silc", {"optim": {"locked": "text"}, "micro_batch": 8}),
+    "image tower locked, micro-batches, both images": (
+        "contrastive",
+        {
+            "optim": {"locked": "vision"},
+            "vision": {"depth": 3},
+            "contrastive": {"images": "original+global"},
+            "micro_batch": 2,
+        },
+    ),
     "equal texts": ("silc", {"contrastive": {"equal_texts": "positive"}}),
 }
 NODE_OF_TWO = ACCELERATORS["h100"]._replace(per_node=2)

@@ -278,8 +278,11 @@ def _of_shards(config: Config, student: Student, shards: int, count: int) -> lis
         of_blocks[tower] = _padded(student.get_submodule(f"{tower}.blocks").parameters(), shards)
         passes = 2 * calls[tower]
         if config.optim.locked == tower:
-            # No backward pass; but PyTorch fetches ahead, and so one of its blocks comes again.
-            passes = calls[tower] + 1 / getattr(config, tower).depth
+            # No backward pass; but PyTorch fetches ahead, and so one of its blocks comes again
+            # where the tower runs inside of what has a backward pass. With micro-batches it does
+            # not.
+            again = 0 if config.micro_batch else 1 / getattr(config, tower).depth
+            passes = calls[tower] + again
         gathered += round(num_micro * passes * of_blocks[tower])
 
     learning = _padded((weight for weight in weights.values() if weight.requires_grad), shards)
