@@ -1,12 +1,12 @@
 """The image-text losses as pure functions: nothing here has state, and evaluating one changes none.
 
 ``sigmoid_loss`` (SigLIP, 2303.15343 eq. 1) and ``softmax_loss`` (CLIP, 2103.00020),
-in fp32 whatever autocast says. Another one is a function here with the same
-arguments, a line of ``LOSSES`` in ``silc_bench.trainer.config.config``, and one of ``TABLES``.
+in fp32 whatever autocast says. To add a loss, write a function here with the same arguments, and a
+line of ``LOSSES`` in ``silc_bench.trainer.config.config``.
 
-A small table of logits is made whole, which is the formula as it stands. A large one (``is_large``)
-is made a few rows at a time by ``_Rows``, with the gradients beside the value: equal to a rounding,
-in a fraction of the memory. ``peak_bytes`` counts both.
+A small table of logits is made whole, as the formula says. A large one (``is_large``) is made a few
+rows at a time by ``_Rows``, which makes the gradients together with the value. The result is equal
+up to rounding, and takes a fraction of the memory. ``peak_bytes`` counts both ways.
 
 With several processes each gives its rank's share: its own pairs against the texts
 (and images) of all ranks. The mean of the shares over the ranks is the loss of the
@@ -32,12 +32,13 @@ from silc_bench.trainer.device import first_of, gather
 # MiB of them.
 CHUNK = {"cpu": 2**20, "cuda": 2**24}
 
-# A table of more chunks than these is made in chunks. Of eight, because what a chunk takes (IN_ROWS
-# times itself) is then at most half of a table; and a smaller table costs no memory worth saving.
+# A table of more chunks than these is made in chunks. With eight, what is alive for one chunk
+# (IN_ROWS times its size) is at most half of the table. A smaller table is not worth the trouble.
 MOST_CHUNKS = 8
 
-# Tables [V, b, B] that are alive at the peak of a whole loss, forward and backward, and with equal
-# texts as right ones; chunks at that of a large one. The tests count them.
+# How many tables [V, b, B] are alive at the peak of forward and backward pass, where the table is
+# made whole; and the same where equal texts are right ones. IN_ROWS: how many chunks are alive
+# where it is made in chunks. The tests count them.
 TABLES = {"sigmoid": 6.0, "softmax": 6.0}
 TABLES_OF_EQUAL_TEXTS = {"sigmoid": 6.0, "softmax": 8.5}
 IN_ROWS = 3.5
@@ -53,12 +54,14 @@ def peak_bytes(
 ) -> int:
     """Bytes of logits at the peak of a loss, forward and backward, in fp32.
 
-    Features and their gradients, [V, b, D] and [B, D], are not counted.
+    Features and their gradients, [V, b, D] and [B, D], are not counted. A loss that is not in
+    ``TABLES`` counts as the largest one there, with its table whole.
     """
-    if is_large(views, share, batch, device):
-        return int(4 * IN_ROWS * _chunk(device))
     tables = TABLES_OF_EQUAL_TEXTS if with_equal_texts else TABLES
-    return int(4 * tables[loss] * views * share * batch)
+    if loss in tables and is_large(views, share, batch, device):
+        return int(4 * IN_ROWS * _chunk(device))
+    num_tables = tables.get(loss, max(tables.values()))
+    return int(4 * num_tables * views * share * batch)
 
 
 def sigmoid_loss(
@@ -181,9 +184,9 @@ def is_large_for(images: Tensor, texts: Tensor) -> bool:
 class _Rows(torch.autograd.Function):
     """A loss of the rows of a table of logits, a few rows at a time: its mean over the rows.
 
-    The gradients are made with the value, because both need the same logits: one product less than
-    making the logits anew in the backward pass, which only multiplies what is there. What is kept
-    has no row of B logits.
+    The forward pass makes the gradients too, because both need the same logits. This saves the
+    product that would make the logits again. The backward pass only scales these gradients. Nothing
+    that is kept has B columns.
 
     Args of ``apply``: "sigmoid" or "softmax"; queries [b, D] and keys [B, D] of unit length; scale;
     bias (None for softmax); ``is_right`` bool [b, B] or None; the column of the first row's own.

@@ -228,3 +228,11 @@ def test_the_peak_is_what_a_plan_counts(name, loss, views, with_equal_texts, mon
     monkeypatch.setattr(losses, "CHUNK", {"cpu": table // 4 // 9})
     assert planned() < table / 2
     assert measured() < min(1.2 * planned(), table / 2)
+
+
+@pytest.mark.parametrize(("with_equal_texts", "tables"), [(False, 6.0), (True, 8.5)])
+def test_a_loss_that_nobody_counted_counts_as_the_largest(with_equal_texts, tables):
+    """The page on extending adds a loss by one line, and ``--dry-run --on`` has to count it."""
+    pairs = 2**13  # a table that the losses here would make in chunks
+    counted = losses.peak_bytes("cosine", 2, pairs, pairs, "cpu", with_equal_texts=with_equal_texts)
+    assert counted == 4 * tables * 2 * pairs**2
