@@ -1,29 +1,30 @@
 """Where a step runs: in several processes, in which precision, and without waiting for a GPU.
 
 Several processes: rank r of W takes rows r * b to (r + 1) * b of a global batch of
-B = W * b. Every loss is the rank's share, whose mean over the ranks is the loss of
-the global batch; DDP takes the same mean of the gradients, so each step equals that
-of one process, for any number of ranks. Flow: ``parallel(student)`` -> forward;
+B = W * b. Every rank computes its share of the loss, and the mean of these shares over the ranks is
+the loss of the global batch. DDP takes the same mean of the gradients. So each step equals that
+of one process, for any number of ranks. Flow: ``with_averaged_gradients(student)`` -> forward;
 ``gather`` inside the contrastive losses; ``mean_over_ranks`` and
 ``log_sum_exp_over_ranks`` for centre, Sinkhorn and log. With one process each of
 them returns what it was given. ``silc_bench.system.processes`` starts and ends the
 group.
 
 Sharded (``parallel=fsdp`` or ``hsdp``): ``mesh_of`` says which ranks share the weights, ``shard``
-spreads those of a model over them (PyTorch's ``fully_shard``). A block's weights are whole
-while it computes, everything outside the blocks from one end of the model to the other. Weights,
-gradients and the optimiser's state are then DTensors: ``own`` is what this rank holds, ``whole``
-all of one, on every rank. With unsharded tensors both return what they were given. Precision is
-autocast's, as without shards, so that the numbers are the same: weights are gathered in fp32.
+spreads the weights of a model over them (PyTorch's ``fully_shard``). The weights of a block are
+whole only while the block computes. The weights outside the blocks are whole during a whole pass of
+the model. Weights, gradients and the optimiser's state are then DTensors. ``local_part`` gives what
+this rank holds of one, ``whole`` gives all of it, on every rank; both return an unsharded tensor as
+it is. Precision is autocast's, as without shards, so that the numbers are the same: weights are
+gathered in fp32.
 
 Precision: ``precision=auto`` becomes "bf16" or "fp32" once, when
 ``TrainState.create`` calls ``resolve``, and ``compile=auto`` "true" or "false". The answer is
 saved with the run, so that a resumed one goes on in it on any machine.
 
-Without waiting: the host stays ahead of the GPU, which so always has something to
-do. ``send`` brings what the host made to the device; ``Answer`` brings a step's
-values back, to be read a step later; ``DataWait`` measures how long the device
-stood still for want of a batch. On a CPU each of them answers at once.
+Without waiting: the host stays ahead of the GPU, so that the GPU always has something to
+do. ``send`` brings what the host made to the device; ``PendingValues`` brings the values of a step
+back, to be read a step later; ``DataWait`` measures how long the device had to wait for a batch. On
+a CPU nothing of this is delayed.
 """
 
 from __future__ import annotations
@@ -62,14 +63,14 @@ T = TypeVar("T")
 # ---- several processes ----
 
 
-def parallel(student: nn.Module, exchange: str = "fp32") -> nn.Module:
-    """What is called instead of ``student``: itself if it is sharded or alone, else its DDP.
+def with_averaged_gradients(student: nn.Module, exchange: str = "fp32") -> nn.Module:
+    """What to call in place of ``student``, so that its gradients are means over the ranks.
 
-    Either averages the gradients over the ranks while they are made, DDP in the precision
-    ``exchange``.
+    It is ``student`` itself where there is one process or where it is sharded (``fully_shard``
+    averages), else a DDP around it. ``exchange``: the precision in which DDP sends gradients.
 
     Raises:
-        UserError: this PyTorch does not exchange in bf16; one for CPUs alone does not.
+        UserError: this PyTorch cannot send them in bf16. A PyTorch built for CPUs alone cannot.
     """
     if num_ranks() == 1 or _is_sharded_model(student):
         return student
@@ -90,10 +91,10 @@ def parallel(student: nn.Module, exchange: str = "fp32") -> nn.Module:
 
 
 def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
-    """The ranks as ``config.parallel`` shares the weights among them; None: each holds all.
+    """How the ranks share the weights (``config.parallel``); None: each rank holds all of them.
 
-    Its last dimension shares, the one before it (hsdp) repeats. One process has nobody to share
-    with.
+    The ranks along the last dimension share one copy. Along the one before it (hsdp) each has a
+    copy. It is None for one process, too.
 
     Raises:
         UserError: hsdp on nodes with different numbers of processes.
@@ -121,7 +122,8 @@ def shard(
 
     Args:
         blocks: parts of it that are gathered when they compute, one at a time.
-        methods: what is called from outside beside ``forward``, and needs the weights too.
+        methods: names of methods other than ``forward`` that are called from outside and need the
+            weights.
     """
     size = mesh.size(mesh.ndim - 1)
 
@@ -133,7 +135,7 @@ def shard(
 
     for block in blocks:
         fsdp.fully_shard(block, mesh=mesh, shard_placement_fn=place)
-    # What has no backward pass would stay whole until its next forward pass.
+    # A model without a backward pass (the teacher) would stay whole until its next forward pass.
     learns = any(weight.requires_grad for weight in model.parameters())
     fsdp.fully_shard(model, mesh=mesh, reshard_after_forward=not learns, shard_placement_fn=place)
     for method in methods:
@@ -142,13 +144,13 @@ def shard(
 
 def is_sharded(tensor: Any) -> bool:
     """Whether it is a tensor that is spread over several ranks."""
-    # Who has made one has imported this.
+    # Where this module was never imported, no such tensor was made.
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
-def own(tensor: Tensor) -> Tensor:
-    """What this rank holds of it: the memory itself."""
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of it. It is the same memory, not a copy."""
     return cast("dtensor.DTensor", tensor).to_local() if is_sharded(tensor) else tensor
 
 
@@ -157,8 +159,8 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("dtensor.DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
-def settled(values: Tensor) -> Tensor:
-    """Sharded values of which each rank has a summand, summed; every rank must ask."""
+def reduced(values: Tensor) -> Tensor:
+    """A sharded tensor whose ranks hold summands of it, summed; every rank must ask."""
     spread = cast("dtensor.DTensor", values)
     places = [dtensor.Replicate() if place.is_partial() else place for place in spread.placements]
     return spread.redistribute(placements=places)
@@ -166,7 +168,7 @@ def settled(values: Tensor) -> Tensor:
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """[n]: the 2-norm of each of n tensors; of sharded ones every rank must ask."""
-    of_mine = torch.stack(torch._foreach_norm([own(tensor) for tensor in tensors]))
+    of_mine = torch.stack(torch._foreach_norm([local_part(tensor) for tensor in tensors]))
     if not is_sharded(tensors[0]):
         return of_mine
 
@@ -198,7 +200,7 @@ def _is_sharded_model(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def state_for_first(model: nn.Module) -> dict[str, Tensor] | None:
-    """The first rank's answer is the state of a sharded model, whole; every rank must ask."""
+    """All of a sharded model's state on the first rank, None elsewhere; every rank must ask."""
     state = {}
     for name, value in model.state_dict().items():
         complete = whole(value)
@@ -308,8 +310,8 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Answer:
-    """Values of a step, one number each, on their way to the host."""
+class PendingValues:
+    """Values of a step, one number each, which are still being copied to the host."""
 
     def __init__(self, step: int, values: dict[str, Tensor]) -> None:
         self.step = step
@@ -332,10 +334,10 @@ class Answer:
 
 
 class DataWait:
-    """How long the device stood still for want of a batch.
+    """How long the device had nothing to do because the next batch was not there.
 
-    Of a GPU it is the time between its last work and the next batch, however long the host waited
-    meanwhile.
+    For a GPU it is the time between its last work and the next batch. How long the host waited does
+    not count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -346,8 +348,8 @@ class DataWait:
     def next(self, batches: Iterator[T]) -> T:
         """The next batch, with the wait for it added to the measure."""
         if self._is_cuda:
-            # The first mark passes when the GPU has finished its work, which may be after the
-            # batch is here: then both pass at once, and the GPU has not waited.
+            # The GPU reaches the first mark when it has finished its work. Where the batch is here
+            # before that, it reaches both marks at the same time: it has not waited.
             before = _mark(enable_timing=True)
             batch = next(batches)
             self._marks.append((before, _mark(enable_timing=True)))
@@ -371,7 +373,7 @@ class DataWait:
 
 
 def _mark(enable_timing: bool = False) -> torch.cuda.Event:
-    """What happens when the GPU has done all that it was asked for so far."""
+    """A mark that the GPU reaches when it has done all that it was asked for so far."""
     event = torch.cuda.Event(enable_timing=enable_timing)
     event.record()
     return event

@@ -18,14 +18,14 @@ the decay rate d = min(0.999, 1 - t^-0.8) and s = g^2 + 1e-30:
 
 A tensor too thin to factor keeps s whole, and the momentum is not corrected for its
 start at zero. Neither updates nor rates are scaled by the weights, and nothing is
-clipped here (Shazeer & Stern, 1804.04235, do both). What gets its first gradient
-later than the others counts t from there. A matrix of n x m takes 2 n m + 4 (n + m)
-bytes of state, against 8 n m of AdamW.
+clipped here (Shazeer & Stern, 1804.04235, do both). A weight that gets its first gradient
+later than the others counts t from that update. A matrix of n x m takes 2 n m + 4 (n + m)
+bytes of state, where AdamW takes 8 n m.
 
 ``Average`` is a moving average of the student's towers and scalars, for ``--ckpt
 RUN:average``. The teacher averages only what its targets need, vision tower and
-heads; this one has the text tower and the scalars of the contrastive loss too, and
-nothing of it flows back into training.
+heads. This average has the text tower and the scalars of the contrastive loss too, and
+does not influence the training.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from silc_bench.trainer.config.config import DistillationConfig, OptimConfig
-from silc_bench.trainer.device import is_sharded, own, settled, whole
+from silc_bench.trainer.device import is_sharded, local_part, reduced, whole
 from silc_bench.trainer.silc.student import TAUGHT, Student
 
 MIN_FACTORED = 32  # the second largest dimension of a tensor that Adafactor factors
@@ -150,9 +150,9 @@ def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:
 def ema_at(step: int, num_steps: int, config: DistillationConfig, batch_size: int) -> float:
     """The teacher's momentum after optimiser update number ``step`` (from 0) of ``num_steps``.
 
-    With ``ema_batch`` the momentum is meant for batches of that size: 1 - m grows in proportion to
-    the batch, so that the teacher remembers as many images at any size. 0.966 at 16,384 is so
-    0.9915 at 4,096 and 0.9979 at 1,024.
+    With ``ema_batch`` the momentum is meant for batches of that size. 1 - m is then scaled in
+    proportion to the batch, so that the teacher averages over the same number of images at any
+    batch size: 0.966 at 16,384 becomes 0.9915 at 4,096 and 0.9979 at 1,024.
 
     fixed: the same at every step (SILC: at 1 the teacher would stop learning from the text loss).
     cosine: half a cosine from there to 1 (DINO, 2104.14294).
@@ -186,22 +186,22 @@ class Average:
     @torch.no_grad()
     def update(self, student: Student, momentum: float) -> None:
         """average <- momentum * average + (1 - momentum) * student, once an optimiser step."""
-        average = [own(value) for value in self.weights.values()]
-        weights = [own(value) for value in averaged(student).values()]
+        average = [local_part(value) for value in self.weights.values()]
+        weights = [local_part(value) for value in averaged(student).values()]
         get_ema_multi_avg_fn(momentum)(average, weights, 0)
 
 
 def average_at(step: int, momentum: float) -> float:
     """The average's momentum after optimiser update number ``step`` (from 0).
 
-    min(momentum, (1 + step) / (10 + step)), so that the first weights, which are noise, are
-    forgotten at once (the warm-up of TensorFlow's ExponentialMovingAverage).
+    min(momentum, (1 + step) / (10 + step)), so that the average soon forgets the first weights,
+    which are noise (the warm-up of TensorFlow's ExponentialMovingAverage).
     """
     return min(momentum, (1 + step) / (10 + step))
 
 
 def averaged(student: Student) -> dict[str, Tensor]:
-    """What ``Average`` keeps: all but what only a teacher's targets move."""
+    """What ``Average`` keeps: all parameters except those that only a teacher's targets train."""
     return {
         name: value for name, value in student.named_parameters() if not name.startswith(TAUGHT)
     }
@@ -228,8 +228,8 @@ class Adafactor(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, beta1: float):
         super().__init__(groups, {"lr": lr, "beta1": beta1, "weight_decay": 0.0, "step": 0})
-        # torch gives every state the type of its weight when it loads. What was bf16 survives the
-        # way there and back without loss.
+        # When torch loads a state, it gives it the type of its weight. bf16 to fp32 and back loses
+        # nothing.
         self.register_load_state_dict_post_hook(_narrow_momenta)
 
     @torch.no_grad()
@@ -283,11 +283,11 @@ def _scaled(gradient: Tensor, state: dict[str, Tensor], decay: float) -> Tensor:
 
 
 def _mean(values: Tensor, dim: int) -> Tensor:
-    """Over one dimension, which stays; of sharded values over all ranks."""
+    """Mean over one dimension, which is kept; of a sharded tensor over all ranks."""
     if not is_sharded(values):
         return values.mean(dim, keepdim=True)
     # The mean of the ranks' means would be another number where their shares differ in size.
-    return settled(values.sum(dim, keepdim=True)) / values.shape[dim]
+    return reduced(values.sum(dim, keepdim=True)) / values.shape[dim]
 
 
 def _moved(moment: Tensor | None, value: Tensor, decay: float) -> Tensor:

@@ -8,9 +8,9 @@ is what surrounds it; PROVENANCE of ``config.presets`` says how sure each number
     state = TrainState.create(config, tokenizer, torch.device("cuda"))
     values = train_step(state, next(batches))
 
-Randomness is a pure function of (seed, step), so (state, step, data position)
-continue a run bit for bit, on the same machine and with as many threads as before:
-another number of threads adds in another order.
+Randomness is a pure function of (seed, step). So (state, step, data position) are enough to
+continue a run bit for bit, on the same machine and with the same number of threads. Another number
+of threads adds numbers in another order.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from silc_bench.trainer.checkpoints.init import Start
 from silc_bench.trainer.config.config import LOSSES, Config, from_dict, to_dict
 from silc_bench.trainer.data.stream import Batch
 from silc_bench.trainer.device import (
-    Answer,
+    PendingValues,
     first_of,
     is_sharded,
     mean_over_ranks,
     mesh_of,
-    parallel,
     resolve,
     send,
     shard,
     state_for_first,
+    with_averaged_gradients,
 )
 from silc_bench.trainer.optim import (
     Average,
@@ -88,13 +88,13 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     tokens = send(state.tokenizer(batch.texts), device)
 
     # The teacher sees the global crops, without gradient. The student encodes all of its views in
-    # one call, because DDP syncs the gradients of a call to its wrapper alone: state.forward is
-    # the student behind micro-batches and DDP.
+    # one call, because DDP averages the gradients of calls to the DDP module only: state.forward
+    # is the student inside micro-batches and DDP.
     targets = Taught(views=None, patches=None)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         if is_taught:
             targets = teacher.targets(views, masked, config.micro_batch)
-            # a control of a study (config.CONTROLS): no image gets its own targets
+            # A control of a study (config.CONTROLS): no image gets its own targets.
             if config.distillation.is_shuffled:
                 num_views, num_images = config.views.num_global, len(batch.texts)
                 targets = targets.shuffled(num_views, num_images, config.seed, step)
@@ -114,11 +114,11 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     loss.backward()
     gradient_norm = clip_gradients(student, config.optim.clip_norm)
     values = global_values({**terms, "loss": loss, "gradient_norm": gradient_norm})
-    state.check_finite(values)  # every rank stops, or none; on a CPU before the weights move
+    state.check_finite(values)  # all ranks stop, or none; on a CPU before the weights change
     state.optimizer.step()
     student.limit_scale()
 
-    # The teacher follows the weights just moved, the centre the logits behind this step's targets.
+    # The teacher follows the new weights, the centre follows the logits of this step's targets.
     teacher.update(student, ema_at(step, config.num_steps, config.distillation, config.batch_size))
     teacher.update_center(targets)
     if state.average is not None:
@@ -146,7 +146,7 @@ def contrastive(out: StudentOutput, tokens: Tensor, config: Config) -> Tensor:
 
 
 def distillation(out: StudentOutput, targets: Targets, config: Config) -> Tensor:
-    """Cross-entropy of the student's views with the teacher's, but for a view with itself."""
+    """Cross-entropy of the student's views with the teacher's; no view meets itself."""
     assert out.projections is not None
     assert out.prototypes is not None
     # The student's global views come first, in the teacher's order; local views equal none of its.
@@ -172,14 +172,14 @@ def masked_patches(out: StudentOutput, targets: Targets, config: Config) -> Tens
 def global_values(shares: dict[str, Tensor]) -> dict[str, Tensor]:
     """Means over the ranks of this rank's scalars.
 
-    What is not finite on one rank is so in the mean, so that every rank stops at the same step and
-    none waits for another.
+    A value that is not finite on one rank makes the mean not finite. So all ranks stop at the same
+    step, and none waits for another.
     """
     scalars = torch.stack([share.detach().float() for share in shares.values()])
     return dict(zip(shares, mean_over_ranks(scalars), strict=True))
 
 
-def stop_if_not_finite(answer: Answer, config: Config) -> None:
+def stop_if_not_finite(answer: PendingValues, config: Config) -> None:
     """Raise RunError that names the first value that is not finite and the likely cause."""
     numbers = answer.wait()
     name = next((name for name, number in numbers.items() if not math.isfinite(number)), None)
@@ -216,7 +216,7 @@ def stop_if_not_finite(answer: Answer, config: Config) -> None:
 
 @dataclass
 class TrainState:
-    """Everything that a checkpoint holds, and what is made anew from it (``forward``)."""
+    """Everything that a checkpoint holds, and what is made from it again (``forward``)."""
 
     config: Config
     student: Student
@@ -224,7 +224,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     tokenizer: AnyTokenizer
 
-    # The student, or what stands before it: micro-batches, several processes.
+    # What a step calls: the student, inside micro-batches and DDP where there are any.
     forward: nn.Module
 
     step: int = 0  # optimiser updates done
@@ -234,14 +234,15 @@ class TrainState:
     # Of a run that started from other weights: what is known of them.
     start: dict[str, Any] | None = None
 
-    # What is known of the data, by which other data is told (``Source.identity``).
+    # What identifies the data (``Source.identity``), and under "nodes" how many entries each of
+    # several nodes has gone.
     data: dict[str, Any] | None = None
 
     # A moving average of the student's weights, for evaluation alone.
     average: Average | None = None
 
     # Values of the last step, still on their way from a GPU.
-    unchecked: Answer | None = None
+    unchecked: PendingValues | None = None
 
     @classmethod
     def create(
@@ -258,7 +259,7 @@ class TrainState:
         if start is not None:
             start.fill(student)
 
-        # Where ranks share the weights, nothing is whole on a device: each share goes there alone.
+        # Where ranks share the weights, ``shard`` brings each share to its device.
         mesh = mesh_of(config, device)
         if mesh is None:
             student.to(device)
@@ -298,7 +299,7 @@ class TrainState:
         forward: nn.Module = self.student
         if self.config.micro_batch:
             forward = MicroBatches(self.student, self.config.micro_batch)
-        self.forward = parallel(forward, self.config.exchange)
+        self.forward = with_averaged_gradients(forward, self.config.exchange)
 
     def start_teaching(self) -> None:
         """Make the teacher a copy of the student; heads and centres are still as they started.
@@ -315,7 +316,7 @@ class TrainState:
         the step before while the GPU works on this one, so that the GPU never runs out of work.
         """
         self.confirm()
-        self.unchecked = Answer(self.step, values)
+        self.unchecked = PendingValues(self.step, values)
         if self.unchecked.is_here:
             self.confirm()
 
@@ -343,7 +344,7 @@ class TrainState:
         return payload
 
     def held(self) -> dict[str, dict[str, Tensor]]:
-        """Weights, centre and average by their part of a checkpoint: as this rank holds them."""
+        """Weights, centre and average, by their names in a checkpoint; what this rank holds."""
         held = {"student": self.student.state_dict(), "teacher": self.teacher.state_dict()}
         if self.average is not None:
             held["average"] = self.average.weights
@@ -354,10 +355,10 @@ class TrainState:
         return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def to_evaluate(self) -> TrainState:
-        """This state with models that one rank can call alone: itself, if nothing is sharded.
+        """This state, with models that the first rank can call without the others.
 
-        Else every rank must ask, and the first one gets them: the student, and where the
-        configuration's probe measures it the teacher, whole on its device.
+        Where nothing is sharded it is this state itself. Otherwise every rank must ask, and the
+        first rank gets the whole student on its device, and the teacher if the probe measures it.
         """
         if not is_sharded(self.student.log_scale):
             return self

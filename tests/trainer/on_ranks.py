@@ -22,9 +22,9 @@ from silc_bench.trainer.data.stream import Batch, open_source
 from silc_bench.trainer.device import (
     first_of,
     gather,
+    local_part,
     log_sum_exp_over_ranks,
     mean_over_ranks,
-    own,
     whole,
 )
 from silc_bench.trainer.loop import run_training
@@ -115,7 +115,7 @@ def shares_of(config, tokenizer, batches, of_node):
         ],
     }
     return {
-        part: sum(own(x).numel() for x in tensors) / sum(x.numel() for x in tensors)
+        part: sum(local_part(x).numel() for x in tensors) / sum(x.numel() for x in tensors)
         for part, tensors in parts.items()
     }
 

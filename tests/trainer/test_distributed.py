@@ -118,8 +118,8 @@ def test_a_pytorch_that_exchanges_no_bf16_is_named(monkeypatch):
     monkeypatch.setattr(distributed, "DistributedDataParallel", WithoutNccl)
     model = torch.nn.Linear(1, 1)
     with refused(about="exchange=bf16"):
-        distributed.parallel(model, "bf16")
-    assert isinstance(distributed.parallel(model, "fp32"), WithoutNccl)
+        distributed.with_averaged_gradients(model, "bf16")
+    assert isinstance(distributed.with_averaged_gradients(model, "fp32"), WithoutNccl)
 
 
 def test_what_is_not_finite_on_one_rank_stops_all_at_the_same_step(tiny, pool):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from silc_bench.errors import RunError
 from silc_bench.trainer.config.config import Config
 from silc_bench.trainer.data.stream import Batch
-from silc_bench.trainer.device import gathered, norms, own
+from silc_bench.trainer.device import gathered, local_part, norms
 from silc_bench.trainer.monitor.bounds import (
     CERTAIN,
     LEAP,
@@ -195,8 +195,8 @@ class Health:
         config = state.config.distillation
         watched = {
             # of sharded ones the first rank's share, because it judges alone
-            "student": own(_matrix(state.student.vision, -1)),
-            "teacher": own(_matrix(state.teacher.vision, -1)),
+            "student": local_part(_matrix(state.student.vision, -1)),
+            "teacher": local_part(_matrix(state.teacher.vision, -1)),
             "": state.teacher.center,
             PATCH: state.teacher.patch_center,
         }
@@ -219,7 +219,7 @@ class Health:
             )
 
         for head in (state.student.head, state.student.patch_head):
-            precision = None if head is None else _rounded_to(own(head.prototypes))
+            precision = None if head is None else _rounded_to(local_part(head.prototypes))
             if precision is not None:
                 verdicts["head in half precision"] = Verdict(
                     f"the weights of the head hold no more than {precision}: small updates are lost"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from silc_bench.trainer.config.config import DistillationConfig
-from silc_bench.trainer.device import mean_over_ranks, own
+from silc_bench.trainer.device import local_part, mean_over_ranks
 from silc_bench.trainer.silc.distillation import Head, Targets, log_sum_exp, sinkhorn_targets
 from silc_bench.trainer.silc.masking import take
 from silc_bench.trainer.silc.student import Student
@@ -55,7 +55,7 @@ class Taught(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """The teacher of one student; without heads (weights 0) it is the EMA of the tower alone."""
+    """The teacher of one student; without heads (weights 0) it is the EMA of the vision tower."""
 
     center: Tensor
     patch_center: Tensor
@@ -130,9 +130,9 @@ class Teacher(nn.Module):
 
         With momentum 0 it becomes the student.
         """
-        # Both are sharded alike, so each rank moves what it holds.
-        ours = [own(weight) for weight in self.parameters()]
-        theirs = [own(student.get_parameter(name)) for name, _ in self.named_parameters()]
+        # Both are sharded in the same way, so each rank updates the part that it holds.
+        ours = [local_part(weight) for weight in self.parameters()]
+        theirs = [local_part(student.get_parameter(name)) for name, _ in self.named_parameters()]
         get_ema_multi_avg_fn(momentum)(ours, theirs, 0)
 
     @torch.no_grad()
