@@ -91,7 +91,8 @@ class DataConfig:
     # conditions that every sample must meet (silc_bench.trainer.data.samples):
     # "text>=5 side>=64 similarity>=0.28"
     filters: str = ""
-    # of a remote source: so many shards are shuffled together; local ones all
+    # so many shards are shuffled together: remote ones, and local ones on several nodes or with
+    # more than 16,777,216 pairs; else local ones are shuffled as a whole
     shuffle_shards: int = 8
     mirror_gb: float = 50.0  # local copies of remote shards, at most
     decode_size: int = 512  # longer side of a decoded image, pixels
@@ -218,11 +219,11 @@ class Config:
     seed: int = 0  # weights and views
     # "bf16" (autocast; head, softmax, centre and EMA stay fp32), "fp32", or what is native here
     precision: str = "auto"
-    # of activations; "blocks": a backward pass computes each block anew, with the same result;
-    # "blocks:N": the first N blocks of each tower alone
+    # of activations; "blocks": the backward pass computes each block again, with the same result;
+    # "blocks:N": only the first N blocks of each tower
     checkpointing: str = "none"
     # of several processes: "ddp" (each holds all weights), "fsdp" (each holds a share), "hsdp" (the
-    # processes of a node share them, and every node holds them)
+    # processes of a node share them, and every node holds all of them)
     parallel: str = "ddp"
     # torch.compile each block, "true" or "false": other roundings, fewer passes over memory;
     # "auto": on a GPU alone
@@ -242,7 +243,7 @@ class Config:
         return max(1, self.samples // self.batch_size)
 
     def num_checkpointed(self, depth: int) -> int:
-        """Blocks of a tower of ``depth``, from the first on, that a backward pass computes anew."""
+        """Blocks of a tower of ``depth``, the first ones, that a backward pass computes again."""
         kind, _, number = self.checkpointing.partition(":")
         if kind == "none":
             return 0

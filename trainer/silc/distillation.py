@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from silc_bench.trainer.config.config import DistillationConfig
 from silc_bench.trainer.device import log_sum_exp_over_ranks
 
-# Logits made at a time. On a CPU 16 MB, a fifth faster than four times as many, which leave the
-# caches; on a GPU 256 MB, so that each product has enough to do.
+# Logits made at a time. On a CPU 16 MB: four times as many do not fit into the caches and take a
+# fifth longer. On a GPU 256 MB, so that each product has enough to do; this was not measured.
 CHUNK = {"cpu": 2**22, "cuda": 2**26}
 
 SINKHORN_STEPS = 3
@@ -91,7 +91,7 @@ def distillation_loss(
 
 
 class _Distillation(torch.autograd.Function):
-    """Saves what has no K columns beside the prototypes, and the targets as they came."""
+    """Keeps prototypes and targets for the backward pass, and no table with K columns."""
 
     @staticmethod
     def forward(
@@ -140,7 +140,7 @@ class _Distillation(torch.autograd.Function):
             torch.autocast(features.device.type, enabled=False),
             products(targets.is_tf32),
         ):
-            # Scaled here and not in the end: a pass over [K, d] less.
+            # Scaled here and not at the end, which saves a pass over [K, d].
             factor = gradient / (ctx.temp * ctx.count)
             scaled = features * factor
 
@@ -166,7 +166,7 @@ class _Distillation(torch.autograd.Function):
 
 @contextmanager
 def products(is_tf32: bool) -> Iterator[None]:
-    """Matrix products of fp32 in TF32 where it is asked for: on a GPU, and nowhere else."""
+    """Inside, matrix products of fp32 tensors on a GPU run in TF32, if ``is_tf32``."""
     if not is_tf32:
         yield
         return
@@ -248,7 +248,7 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The part of the gradient along a row is taken out: it would change its length only."""
+        """The part of the gradient along a row is taken out: it would only change its length."""
         unit, lengths = ctx.saved_tensors
         along = torch.einsum("kd,kd->k", gradient, unit).unsqueeze(-1)
         return torch.addcmul(gradient, unit, along, value=-1).div_(lengths)

@@ -3,10 +3,10 @@
 Flow: ``draw_masked`` (on the CPU, as views are) -> ``VisionTower.embed`` puts the
 token there -> ``take`` after the last norm.
 
-Masks are drawn at random over the view (iBOT, 2111.07832, and DINOv2 draw blocks
-and vary the share; of SigLIP 2 the share is known, 50 %). They are a pure function
-of (seed, step, view, place in the global batch), so any number of processes draws
-the same and there is nothing to checkpoint.
+The patches are drawn independently of each other. iBOT (2111.07832) and DINOv2 draw blocks of
+patches and vary the share; of SigLIP 2 only the share is known, 50 %. The masks are a pure function
+of (seed, step, view, place in the global batch), so any number of processes draws the same ones and
+there is nothing to checkpoint.
 
 Shapes: T global views, B images, N patches of a view, n of them masked, W width.
 """
@@ -27,12 +27,10 @@ def draw_masked(config: Config, count: int, step: int, first: int = 0) -> Tensor
 
     ``first``: the place of the first of them in the global batch.
     """
-    num_patches = (config.views.global_size // config.vision.patch_size) ** 2
-
     views = []
     for view in range(config.views.num_global):
         key = (config.seed, step, view, STREAM)
-        numbers = table(first, count, num_patches, seeded(*key), key)
+        numbers = table(first, count, config.num_patches, seeded(*key), key)
 
         # The n smallest of N uniform numbers are n places drawn without replacement.
         views.append(numbers.argsort(dim=1, stable=True)[:, : config.num_masked])

@@ -3,13 +3,13 @@
 Flow: ``Student(config)`` -> ``init_weights(student, seed)`` -> ``student(views,
 tokens)`` gives a ``StudentOutput``, all that the losses need.
 
-``MicroBatches`` stands before the student for large contrastive batches on a small
-device: the towers see a few pairs at a time, the losses the whole batch, exactly.
-The outputs of every micro-batch are computed and kept, their activations are not:
-the backward pass of the one loss makes them anew, micro-batch by micro-batch
-(GradCache, 2101.06983, as activation checkpointing). So k micro-batches of b pairs
-equal one batch of k * b in loss and gradients, and teacher and centre change once a
-step. It costs one more forward pass of the student.
+``MicroBatches`` wraps the student for large contrastive batches on a small device: the
+towers see a few pairs at a time, the losses see the whole batch. The outputs of every
+micro-batch are kept, the activations are not: the backward pass of the loss computes
+them again, micro-batch by micro-batch (GradCache, 2101.06983, as activation
+checkpointing). So k micro-batches of b pairs equal one batch of k * b in loss and
+gradients, and teacher and centre change once a step. It costs one more forward pass of
+the student.
 
 Shapes: B images or texts, V views that meet the text, S views that meet the
 teacher's, T masked views with n masked patches each, D embedding, d bottleneck, K
@@ -32,15 +32,16 @@ from silc_bench.trainer.silc.masking import take
 from silc_bench.trainer.silc.towers import MapPooling, TextTower, VisionTower, sincos_positions
 from silc_bench.trainer.silc.views import Views
 
-# Beginnings of the names of what only a teacher's targets move.
+# How the names of the parameters begin that only a teacher's targets train.
 TAUGHT = ("head.", "patch_head.", "mask_token")
 
-# Tensors of one number. They have a dimension, because only along one is a tensor sharded.
+# Tensors of one number. They have shape [1] and not [], because a tensor without a dimension cannot
+# be sharded.
 SCALARS = ("log_scale", "logit_bias")
 
 
 class StudentOutput(NamedTuple):
-    """What the losses read. The last four are None where no head is asked."""
+    """What the losses read. The last four are None where no head is used."""
 
     image_features: Tensor  # [V, B, D] the views that meet the text
     text_features: Tensor  # [B, D]
@@ -70,7 +71,7 @@ class Student(nn.Module):
         self.log_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1), config.contrastive.has_bias)
 
-        # What a weight of 0 leaves without a use is not built.
+        # A part whose loss has weight 0 is not built.
         has_head = config.distillation.weight > 0
         has_masked = config.masked.weight > 0
         width = config.vision.width
@@ -78,7 +79,7 @@ class Student(nn.Module):
         self.patch_head = Head(width, config.distillation) if has_masked else None
         self.mask_token = nn.Parameter(torch.empty(width)) if has_masked else None
 
-        # Weights of exports and of other libraries come without it.
+        # Exports and other libraries hold the SCALARS without a dimension.
         self.register_load_state_dict_pre_hook(
             lambda module, weights, *_: weights.update(with_scalars(weights))
         )
@@ -94,7 +95,7 @@ class Student(nn.Module):
             self.log_scale.clamp_(max=math.log(highest))
 
     def taught_parameters(self) -> list[nn.Parameter]:
-        """What only a teacher's targets move."""
+        """Parameters that only a teacher's targets train."""
         return [parameter for name, parameter in self.named_parameters() if name.startswith(TAUGHT)]
 
     def forward(
@@ -112,9 +113,9 @@ class Student(nn.Module):
             tokens: int64 [B, L].
             masked: int64 [T, B, n], the patches that are hidden when the global views are encoded
                 once more (``masking``).
-            is_taught: False: the teacher does not teach yet, and only what meets the text is
-                encoded.
-            locked: what ``of_locked`` gave for the views and tokens, where it is known already.
+            is_taught: False where the teacher does not teach yet: only views that meet the text
+                are encoded.
+            locked: what ``of_locked`` gave for the views and tokens, if it was called before.
         """
         config = self.config
         locked = self._of_locked(views, tokens) if locked is None else locked
@@ -169,9 +170,11 @@ class Student(nn.Module):
         return self.patch_head.project(hidden)
 
     def of_locked(self, views: Views, tokens: Tensor) -> Tensor | None:
-        """What the locked tower gives, without a graph; None if no tower is locked.
+        """Features of the locked tower, without gradient; None if no tower is locked.
 
-        Texts [B, D], or the views that meet them [V, B, D]. Called from outside, as ``forward`` is.
+        Texts [B, D], or the views that meet them [V, B, D]. It is for callers from outside: of a
+        sharded student it first gathers the weights, as ``forward`` does. Within ``forward`` they
+        are gathered already, so that calls ``_of_locked``.
         """
         return self._of_locked(views, tokens)
 
@@ -260,7 +263,7 @@ def _init_matrix(name: str, layer: nn.Linear, generator: torch.Generator) -> Non
 
 
 class MicroBatches(nn.Module):
-    """Called like the student; ``size`` pairs at a time."""
+    """The student, called with ``size`` pairs at a time."""
 
     def __init__(self, student: Student, size: int):
         super().__init__()
@@ -270,14 +273,14 @@ class MicroBatches(nn.Module):
     def forward(
         self, views: Views, tokens: Tensor, masked: Tensor | None = None, is_taught: bool = True
     ) -> StudentOutput:
-        """As ``Student.forward``; what does not depend on the batch is the first part's."""
+        """As ``Student.forward``; prototypes, scale and bias are those of the first part."""
         texts = tokens.split(self.size)
         masks = [None] * len(texts) if masked is None else masked.split(self.size, dim=1)
 
         outs: list[StudentOutput] = []
         for part in zip(views.split(self.size), texts, masks, strict=True):
-            # A locked tower needs no backward pass, so it stays outside of what is computed again.
-            # Nothing is random in the student, so no state of generators needs to be kept.
+            # A locked tower needs no backward pass, so it is computed outside of the checkpoint,
+            # once. Nothing is random in the student, so no state of generators needs to be kept.
             locked = self.student.of_locked(*part[:2])
             arguments = (*part, is_taught, locked)
             out = checkpoint(

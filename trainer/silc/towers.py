@@ -156,9 +156,8 @@ def compile_blocks(*models: nn.Module) -> None:
 
     # ``dynamic``, because global and local crops differ in their number of patches.
     for model in models:
-        for module in model.modules():
-            if isinstance(module, Block):
-                module.compile(dynamic=True)
+        for block in blocks_of(model):
+            block.compile(dynamic=True)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -166,8 +165,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
 
-    # Written out on the CPU: there the fused kernel is 4 times slower forward and backward at our
-    # lengths (64 patches, bf16), and to hold [N, N] is cheap. On a GPU the fused kernel wins.
+    # Written out on the CPU: there the fused kernel is 4 times slower, forward and backward, at our
+    # lengths (64 patches, bf16), and a table of [N, N] is small. On a GPU the fused one is faster.
     return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), dim=-1) @ v
 
 
@@ -216,18 +215,18 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """The blocks of a tower in a row, [B, N, W] -> [B, N, W].
 
-    Of a forward pass through the first ``num_checkpointed`` of them only what enters each is kept,
-    and the backward pass computes the block anew, to the same bits. The first ones, because their
-    turn in the backward pass comes when what the others kept is free again.
+    Of each of the first ``num_checkpointed`` blocks the forward pass keeps the input only, and the
+    backward pass computes the block again, to the same bits. It is the first blocks because the
+    backward pass comes to them last, when the activations of the others are free again.
     """
 
     num_checkpointed = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        # Without a gradient nothing would be computed anew: the teacher takes the plain path.
-        num_anew = self.num_checkpointed if torch.is_grad_enabled() else 0
+        # Without a backward pass nothing is computed again: the teacher takes the plain path.
+        num_checkpointed = self.num_checkpointed if torch.is_grad_enabled() else 0
         for index, block in enumerate(self):
-            if index < num_anew:
+            if index < num_checkpointed:
                 x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x)
@@ -259,9 +258,9 @@ class MapPooling(nn.Module):
     def per_patch(self, tokens: Tensor) -> Tensor:
         """[B, N, W] -> [B, N, W]: what pooling would return with all its attention on one patch.
 
-        That is the value path. Averaging the values with the pooling weights before the output
-        layer gives ``forward`` exactly, because attention is linear in its values. This is
-        MaskCLIP's idea (2112.01071) for a MAP head.
+        So each patch goes through the value path alone. ``forward`` averages the values with the
+        attention weights before the output layer; here nothing is averaged. This is MaskCLIP's idea
+        (2112.01071) for a MAP head.
         """
         width = tokens.shape[-1]
         return self._finish(self.kv(tokens)[..., width:])  # the second half of kv is v
