@@ -357,6 +357,8 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
         idle += "; distillation.products=tf32 does nothing here, only on a GPU"
     if config.exchange == "bf16" and num_ranks() == 1:
         idle += "; exchange=bf16 does nothing in one process"
+    if config.parallel != "ddp" and num_ranks() == 1:
+        idle += f"; parallel={config.parallel} does nothing in one process"
     cut_off = texts.cut_off() if texts else ""
     cut = f"; {cut_off}" if cut_off else ""
 
