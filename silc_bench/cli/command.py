@@ -124,17 +124,18 @@ class App(typer.Typer):
 
 
 def _spelled_out(args: list[str]) -> Iterator[str]:
-    """``--resume`` as ``--resume=yes``, and ``--resume auto`` as ``--resume=auto``."""
-    places = iter(range(len(args)))
-    for place in places:
-        values = BARE.get(args[place])
-        if values is None:
-            yield args[place]
-        elif args[place + 1 : place + 2] and args[place + 1] in values:
-            yield f"{args[place]}={args[place + 1]}"
-            next(places)
-        else:
-            yield f"{args[place]}={values[0]}"
+    """``--resume`` as ``--resume=yes``, and ``--resume auto`` as ``--resume=auto``.
+
+    A command with such an option takes no other words. So a word behind the option is its value,
+    and the command can say what is wrong with it.
+    """
+    left = list(args)
+    while left:
+        word = left.pop(0)
+        if word in BARE:
+            has_value = bool(left) and not left[0].startswith("-")
+            word = f"{word}={left.pop(0) if has_value else BARE[word][0]}"
+        yield word
 
 
 # ---- defaults ----

@@ -211,7 +211,7 @@ REFUSED = {  # the rest of a command line, and what the sentence is about
         ("--device gpu", "gpu"),
         ("--device cuda", "cuda"),
         ("--resume", "runs/a"),
-        ("--resume=maybe", "--resume"),
+        ("--resume maybe", "--resume"),
         ("--devices 2", "--devices"),
         ("--dry-run --devices 7", "batch_size"),
     ],
