@@ -271,7 +271,7 @@ class TrainState:
         if start is not None and start.center is not None:
             teacher.center.copy_(start.center)
         if config.compile == "true":
-            compile_blocks(student, teacher)
+            compile_blocks(device, student, teacher)
         if mesh is not None:
             # A locked tower is encoded outside of the student's own call, too.
             shard(student, blocks_of(student), mesh, methods=["of_locked"])

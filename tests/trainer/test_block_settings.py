@@ -16,7 +16,7 @@ from refusals import refused
 from runs import CPU, close, equal, run, saved_bytes, started
 
 from silc_bench.trainer.monitor.plan import cost as estimate
-from silc_bench.trainer.silc.towers import Block
+from silc_bench.trainer.silc.towers import Block, compile_blocks
 from silc_bench.trainer.silc.views import make_views
 from silc_bench.trainer.train import TrainState, train_step
 
@@ -124,6 +124,14 @@ def test_compiled_blocks_change_roundings_only_and_resume_to_the_bit(tiny):
     for model in (state.student, state.teacher):
         assert model.vision.blocks[0]._compiled_call_impl is not None
     assert equal(trained_on(tiny(compile="true"), *begun), fast[2:4])
+
+
+def test_the_compiler_is_tried_for_the_device_of_the_run(monkeypatch):
+    """Weights that will be sharded are on the host at that moment."""
+    tried = []
+    monkeypatch.setattr(torch, "compile", lambda _: lambda values: tried.append(values.device.type))
+    compile_blocks(torch.device("meta"), torch.nn.Linear(1, 1))
+    assert tried == ["meta"]
 
 
 def test_without_a_compiler_the_error_says_what_to_install(tiny, tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ D)(tokens)`` -> [B, D]; ``VisionTower.tokens`` for patch features. Layout and
 parameter counts follow SigLIP (2303.15343; big_vision's and transformers' towers).
 ``silc_bench.trainer.silc.student`` holds both and fills their weights.
 
-With ``compile=true`` (``auto`` on a GPU), ``TrainState.create`` calls ``compile_blocks(student,
-teacher)``: each block goes through torch.compile, one graph for all sizes of crops,
-and the rest stays as it is. Names of weights and checkpoints do not change.
+With ``compile=true`` (``auto`` on a GPU), ``TrainState.create`` calls ``compile_blocks(device,
+student, teacher)``: each block goes through torch.compile, one graph for all sizes of crops, and
+the rest stays as it is. Names of weights and checkpoints do not change.
 
 Shapes: B images or texts, N patches (h rows, w columns of P pixels a side), L text
 tokens, W width, D embedding (= W of the vision tower), d width of a head.
@@ -138,13 +138,15 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def compile_blocks(*models: nn.Module) -> None:
+def compile_blocks(device: torch.device, *models: nn.Module) -> None:
     """Compile each block in place; the compiler runs at a block's first call.
 
+    Args:
+        device: where the blocks will compute. Weights that will be sharded are not there yet.
+
     Raises:
-        UserError: nothing can be compiled on this machine, found out with a small function.
+        UserError: nothing can be compiled for ``device``, found out with a small function.
     """
-    device = next(models[0].parameters()).device
     try:
         torch.compile(torch.nn.functional.relu)(torch.ones(8, device=device))
     except RuntimeError as error:  # every error of dynamo and inductor is one
