@@ -61,8 +61,6 @@ def stand_in(study, monkeypatch):
     ``train_seconds`` are those of the arms in the order of ARMS: 1, 2, ...
     """
 
-    measures = study.plan.PLACES.measures | study.plan.PHOTOGRAPHS.measures
-
     def install(score):
         done = []
 
@@ -72,7 +70,8 @@ def stand_in(study, monkeypatch):
                 if any(study.jobs.is_of(row, job) for row in there):
                     continue
                 done.append(job)
-                values = dict.fromkeys(measures, score(job))
+                world = study.plan.SETTINGS[setting].world
+                values = dict.fromkeys(world.measures, score(job))
                 seconds = 1.0 + study.plan.ARMS.index(job["arm"])
                 there.append(job | {"student": values, "train_seconds": seconds})
             write(args.lines_of(step, setting), there)
@@ -150,6 +149,23 @@ def test_photographs_are_tuned_with_one_seed(study, args, stand_in):
     assert len(done) == len(world.arms) * len(world.tried)
     assert {job["seed"] for job in done} == {study.plan.TUNING_SEEDS[0]}
     assert study.jobs.best(args, world) == dict.fromkeys(world.arms, world.tried[-1])
+
+
+def test_one_pair_for_all_arms_is_the_best_of_their_sum(study, args, stand_in):
+    plan = study.plan
+    scores = {"contrastive": (6, 3, 4), "silc": (-1, 3, 4)}  # of each pair that is tried
+
+    def score(job):
+        place = plan.SHAPES.tried.index((job["lr"], job["clip"]))
+        return scores[job["arm"]][place] - (place if job["seed"] == plan.TUNING_SEEDS[1] else 0)
+
+    done = stand_in(score)
+    study.jobs.tune(args, plan.SHAPES)
+    *_, second, third = plan.SHAPES.tried
+    twice = {(job["lr"], job["clip"]) for job in done if job["seed"] == plan.TUNING_SEEDS[1]}
+    assert twice == {second, third}
+    assert len(done) == len(plan.SHAPES.arms) * (len(plan.SHAPES.tried) + plan.FINALISTS)
+    assert study.jobs.best(args, plan.SHAPES) == dict.fromkeys(plan.SHAPES.arms, third)
 
 
 def test_at_equal_seconds_an_arm_sees_as_many_images_as_its_step_is_cheaper(
@@ -236,16 +252,19 @@ def test_every_setting_and_variant_is_a_configuration_that_trains(study):
         assert config.num_steps == samples // config.batch_size
 
 
-@pytest.mark.parametrize(("split", "seed"), [("val", 0), ("fresh", 1)])
-def test_other_scenes_are_scored_under_a_name_of_their_own(study, monkeypatch, split, seed):
+@pytest.mark.parametrize(
+    ("world", "split", "seed"), [("PLACES", "val", 0), ("PLACES", "fresh", 1), ("SHAPES", "val", 0)]
+)
+def test_other_scenes_are_scored_under_a_name_of_their_own(study, monkeypatch, world, split, seed):
     from silc_bench.tasks import selection
 
+    world = getattr(study.plan, world)
     known, registered = selection.all_tasks(), {}
     monkeypatch.setattr(
         "silc_bench.task.register", lambda task: registered.update({task.name: task})
     )
-    suffix = study.jobs.register_on(split)
-    for name, _ in study.plan.PLACES.measures.values():
+    suffix = study.jobs.register_on(split, world)
+    for name, _ in world.measures.values():
         task = registered[name.replace("/", f"{suffix}/")]
         own = known[name].load(None, None)
         data = task.load(None, None)

@@ -11,6 +11,7 @@ claim holds; ``run --setting confirmation`` asks it once more on fresh seeds and
     python benchmarks/study run --setting 1024
     python benchmarks/study report --setting 1024
     python benchmarks/study search                   # and its table, search.md
+    python benchmarks/study tune --setting shapes    # the values of the preset shapes_tiny
     python benchmarks/study tune --setting photographs --data-root DATA
 
 Each finished run is a line in ``--out``, by default benchmarks/study/results, which is committed.

@@ -178,12 +178,15 @@ def not_tuned(study: Study, world: World) -> SystemExit:
 def ranked(study: Study, world: World, seeds: tuple[int, ...]) -> dict[str, list[Pair]]:
     """Of each arm the pairs that were tried with all of ``seeds``, the best first.
 
-    By the measures in ``tuned_by``, summed, in the mean over these seeds.
+    By the measures in ``tuned_by``, summed, in the mean over these seeds; also summed over the arms
+    where they share a pair.
     """
     scores: dict[str, dict[Pair, dict[int, float]]] = {arm: {} for arm in world.arms}
     for row in study.rows("tune", world.tuned_on):
         value = sum(row["student"][name] for name in world.tuned_by)
         scores[row["arm"]].setdefault((row["lr"], row["clip"]), {})[row["seed"]] = value
+    if world.has_one_pair:
+        scores = dict.fromkeys(scores, summed(list(scores.values())))
     return {
         arm: sorted(
             (pair for pair, of_seed in pairs.items() if set(seeds) <= set(of_seed)),
@@ -192,6 +195,15 @@ def ranked(study: Study, world: World, seeds: tuple[int, ...]) -> dict[str, list
         )
         for arm, pairs in scores.items()
     }
+
+
+def summed(of_arms: list[dict[Pair, dict[int, float]]]) -> dict[Pair, dict[int, float]]:
+    """Of the pairs and seeds that every arm has."""
+    sums: dict[Pair, dict[int, float]] = {}
+    for pair, of_seed in of_arms[0].items():
+        seeds = set(of_seed).intersection(*(arm.get(pair, {}) for arm in of_arms))
+        sums[pair] = {seed: sum(arm[pair][seed] for arm in of_arms) for seed in seeds}
+    return sums
 
 
 # ---- what the search chooses ----
@@ -358,7 +370,7 @@ def tasks_on(split: str, world: World, root: str, folder: Path) -> Callable[[str
 
         return pattern
 
-    suffix = register_on(split)
+    suffix = register_on(split, world)
 
     def renamed(task: str) -> tuple[str, str]:
         return (task.replace("/", f"{suffix}/"),) * 2
@@ -378,28 +390,33 @@ def held_out(root: Path, folder: Path) -> Path:
     return held
 
 
-def register_on(split: str) -> str:
-    """The tasks of ``places`` on another split, or on fresh scenes of "test"; the names' suffix.
+def register_on(split: str, world: World) -> str:
+    """A world's tasks on another split, or on fresh scenes of "test"; the suffix of their names.
 
     For this process alone. Nothing is registered for "test", which the tasks have already.
     """
     from dataclasses import replace
 
     from silc_bench.datasets.generated.places.dataset import Places, PlacesThings
+    from silc_bench.datasets.generated.shapes.dataset import Shapes
     from silc_bench.task import register
     from silc_bench.tasks.selection import all_tasks
 
     if split == "test":
         return ""
     scored, seed = ("test", FRESH) if split == "fresh" else (split, 0)
-    for name, task in list(all_tasks().items()):
+    kinds = {"places": Places, "places_things": PlacesThings, "shapes": Shapes}
+    for name in sorted({task for task, _ in world.measures.values()}):
+        task = all_tasks()[name]
         dataset, _, family = name.partition("/")
-        kind = {"places": Places, "places_things": PlacesThings}.get(dataset)
-        if kind is None:
-            continue
-        count = 1000 if family in ("zeroshot", "knn") else 500
+        count = len(task.load(None, None)["test"])
 
-        def load(data_root: Any, limit: int | None, kind: Any = kind, count: int = count) -> Any:
+        def load(
+            data_root: Any,
+            limit: int | None,
+            kind: Any = kinds[dataset],
+            count: int = count,
+        ) -> Any:
             return kind(scored, count, seed=seed, limit=limit)
 
         renamed = f"{dataset}_{split}/{family}"
