@@ -124,11 +124,7 @@ def train_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     if state.average is not None:
         state.average.update(student, average_at(step, config.average_momentum))
 
-    state.step += 1
-    state.samples_seen += config.batch_size
-    state.position = batch.position
-    if batch.nodes and state.data is not None:
-        state.data["nodes"] = list(batch.nodes)
+    state.advance(batch)
     return values
 
 
@@ -308,6 +304,14 @@ class TrainState:
         """
         self.teacher.update(self.student, 0.0)
         self.connect()
+
+    def advance(self, batch: Batch) -> None:
+        """Count the step that was done, and keep where the data goes on after ``batch``."""
+        self.step += 1
+        self.samples_seen += self.config.batch_size
+        self.position = batch.position
+        if batch.nodes and self.data is not None:
+            self.data["nodes"] = list(batch.nodes)
 
     def check_finite(self, values: dict[str, Tensor]) -> None:
         """Raise RunError where ``values`` of this step are not finite, on a GPU a step later.

@@ -3,9 +3,9 @@
 Flow: ``before_step`` and ``row`` around a step whose row is written; ``verdicts`` names what the
 last rows show together, each with what to change.
 
-Teacher and student are asked about the first SAMPLE images of the batch that was just learned from,
-in the same views, without gradient and after the update: nothing is drawn, no state of the run is
-touched, and the other steps pay nothing.
+After the update, teacher and student encode the first SAMPLE images of the step's batch once more,
+in the same views and without gradient. Nothing is drawn at random, no state of the run changes, and
+steps without a row cost nothing more.
 
 Shapes: T global views, H images looked at, D embedding, K prototypes.
 """
@@ -42,11 +42,12 @@ from silc_bench.trainer.silc.views import make_views
 from silc_bench.trainer.train import TrainState
 
 SAMPLE = 64  # images
-# Rows in a row after the warm-up, before what a healthy run may pass through is called a collapse.
+# After the warm-up so many rows, one after the other, have to show a thing before it is called a
+# collapse: a healthy run may show it for a moment.
 PATIENCE = 3
 
-# Time constants of the centre. Before them one prototype may win everywhere, because the centre
-# starts at 0.
+# So many time constants of the centre have to pass first. The centre starts at 0, and until it has
+# settled one prototype may win everywhere.
 SETTLED = 5.0
 RECIPE_TEMP = 0.04
 
@@ -69,7 +70,7 @@ class Verdict(NamedTuple):
 
 @dataclass
 class Health:
-    """Kept beside a run, not in its checkpoints: it forgets at each start."""
+    """It is not in the checkpoints: a resumed run begins with a new one."""
 
     config: Config
     device: torch.device
@@ -85,9 +86,9 @@ class Health:
     def row(
         self, state: TrainState, batch: Batch, gradient_norm: float, images_per_second: float
     ) -> dict[str, float]:
-        """The row's numbers of a step that ``before_step`` came before; of its images, this rank's.
+        """The numbers of a row, for the step that was just done; ``before_step`` came before it.
 
-        Where the state is sharded every rank must ask.
+        ``batch`` is this rank's part. Where the state is sharded every rank must ask.
 
         RunError where the step overflowed the student.
         """
@@ -194,7 +195,7 @@ class Health:
         verdicts: dict[str, Verdict] = {}
         config = state.config.distillation
         watched = {
-            # of sharded ones the first rank's share, because it judges alone
+            # of sharded ones only the first rank's part, because only that rank judges
             "student": local_part(_matrix(state.student.vision, -1)),
             "teacher": local_part(_matrix(state.teacher.vision, -1)),
             "": state.teacher.center,
@@ -303,7 +304,7 @@ def _of_targets(config: Config, row: dict[str, float], prefix: str) -> dict[str,
             f"raise {temperature}",
         )
 
-    # what has another name above says nothing either, and is named once
+    # Targets that are named above teach nothing either, and they are named once.
     told = row.get(f"{prefix}target_information", 1.0)
     if not collapses and told < TELLS_NOTHING:
         of_what = "patches" if prefix else "images"

@@ -96,8 +96,8 @@ class Watch:
     def _steps_left(self, state: TrainState) -> float:
         """Counted in steps like those so far.
 
-        Steps with the teacher cost more than those before it, so each of them counts as ``growth``
-        steps as long as none was measured.
+        Steps with the teacher cost more than those before it. So each of them counts as ``growth``
+        steps, as long as no step with the teacher was measured.
         """
         config = state.config
         untaught = max(config.start_step - state.step, 0)

@@ -58,7 +58,7 @@ def resampling_taps(
         device: of the answer.
         kind: "bilinear" or "bicubic".
     """
-    # As many pixels at most have their centre under the filter, which reaches so far to each side.
+    # How far the filter reaches to each side, and how many pixels it covers at most.
     support = {"bilinear": 1, "bicubic": 2}[kind]
     taps = math.ceil(2 * support * max(1, boxes[:, 2:].max().item() / size))
 
@@ -101,8 +101,8 @@ def resample(
 ) -> Tensor:
     """Crop, antialiased resize and horizontal flip, as ``resized_crop(antialias=True)``.
 
-    What a cubic lifts out of [0, 1] is cut off after the columns and after the rows, as Pillow does
-    in its bytes.
+    The cubic filter can leave [0, 1]. Values are clamped after the columns and after the rows, as
+    in Pillow, which stores bytes in between.
 
     Args:
         pixels: [N, 3, h, w] of ``to_pixels``.

@@ -1,7 +1,7 @@
 """Texts to token ids: our own byte-level BPE, and the tokenizer of a model not trained here.
 
-Our own, trained on the captions themselves: nothing is downloaded, any unicode can
-be written. Flow: ``Tokenizer.train(captions, vocab_size, context_length)`` ->
+Our own is trained on the captions themselves. Nothing is downloaded, and it has a token for every
+byte. Flow: ``Tokenizer.train(captions, vocab_size, context_length)`` ->
 ``tokenizer(texts)`` [B, L] -> ``to_json()`` in the checkpoint ->
 ``Tokenizer.from_json``. Cleaning, merges, truncation, eos and padding are all in
 that one JSON of the ``tokenizers`` library.
@@ -12,13 +12,12 @@ unicode is brought to NFKC first. Layout as SigLIP: at most L - 1 tokens, eos, t
 padding with the same id, so that the last position is always eos and can be pooled
 without a mask.
 
-Another model's, in one JSON text too, so that a run that starts from that model, or
-reads its texts by a file (``of_file``), is whole. Flow: ``of_transformers`` or
-``of_pieces`` -> a ``ForeignTokenizer`` ->
-``to_json()`` in the checkpoint -> ``read_tokenizer``, which reads our own
-tokenizers' JSON as well. Kept are the cleaning by its name, the pieces (the JSON of
-the ``tokenizers`` library, or the bytes of a sentencepiece model), the length, the
-padding and the end of text.
+Another model's tokenizer (``ForeignTokenizer``) serves a run that starts from that model, or that
+names a file (``of_file``). It is one JSON text too, so that a checkpoint needs no other file. Flow:
+``of_transformers`` or ``of_pieces`` -> a ``ForeignTokenizer`` -> ``to_json()`` in the
+checkpoint -> ``read_tokenizer``, which reads the JSON of our own, too. The JSON has
+the name of the cleaning, the pieces (the JSON of the ``tokenizers`` library, or the bytes of a
+sentencepiece model), the length, the padding and the end of text.
 
 Shapes: B texts, L = context_length tokens.
 """

@@ -1,8 +1,10 @@
 """Global and local crops of a batch, augmented on the device.
 
-One decode an image on the host, then a few batched kernels a view. Flow: ``draw`` (all that is
-random in a view, on the CPU; ``draw_boxes`` the areas of the crops) -> ``augment`` (crop, resize
-and flip; colour jitter; grey; blur; solarise; normalise). ``ViewsConfig`` has the sizes and areas.
+An image is decoded once, on the host; then each view takes a few batched kernels. Flow: ``draw``
+(all that is random in a view, on the CPU; ``draw_boxes`` the areas of the crops) -> ``augment``
+(crop, resize and flip; colour jitter; grey; blur; solarise; normalise). ``ViewsConfig`` has the
+sizes and areas.
+
 The order, probabilities and strengths are DINO's (2104.14294 and its released code); the order of
 the four colour operations is drawn for each view, not for each image. Two of DINO's details are
 options, which presets as large as the papers' take: ``resize=bicubic``, and ``blur_size=0`` (sigma
@@ -316,7 +318,7 @@ def table(
         stop = min(max(end - block * BLOCK, 0), BLOCK)
         source = seeded(*key, block) if block else generator
 
-        # A generator can only be run from its start, so rows before ours are drawn and dropped.
+        # A generator always starts at its first row, so rows before ours are drawn and dropped.
         rows = torch.rand(stop, columns, generator=source, dtype=torch.float64)
         parts.append(rows[start:])
     return torch.cat(parts)
