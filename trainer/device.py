@@ -43,16 +43,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from silc_bench.errors import UserError, first_line
 from silc_bench.later import Later
-from silc_bench.system.processes import num_local_ranks, num_ranks, rank, summed
+from silc_bench.system.processes import group_of_mine, num_local_ranks, num_ranks, rank, summed
 from silc_bench.trainer.config.config import Config
 
 if TYPE_CHECKING:
+    import torch.distributed.device_mesh as device_mesh
     import torch.distributed.fsdp as fsdp
     import torch.distributed.tensor as dtensor
     from torch.distributed.device_mesh import DeviceMesh
 else:
     # as slow to import as half of torch, and most runs shard nothing
     fsdp, dtensor = Later("torch.distributed.fsdp"), Later("torch.distributed.tensor")
+    device_mesh = Later("torch.distributed.device_mesh")
 
 # Of torch.cpu.get_capabilities: two names of x86, then two of ARM.
 NATIVE_BF16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
@@ -102,7 +104,8 @@ def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
     if config.parallel == "ddp" or num_ranks() == 1:
         return None
     if config.parallel == "fsdp":
-        return dist.init_device_mesh(device.type, (num_ranks(),), mesh_dim_names=("shard",))
+        everyone = dist.group.WORLD
+        return device_mesh.DeviceMesh.from_group(everyone, device.type, mesh_dim_names=("shard",))
 
     of_node = num_local_ranks()
     if num_ranks() % of_node:
@@ -111,8 +114,13 @@ def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
             about="parallel=hsdp",
             fix="start as many processes on every node, or take parallel=fsdp",
         )
-    sizes = (num_ranks() // of_node, of_node)
-    return dist.init_device_mesh(device.type, sizes, mesh_dim_names=("replicate", "shard"))
+    nodes = torch.arange(num_ranks()).view(-1, of_node)
+    return device_mesh.DeviceMesh.from_group(
+        [group_of_mine(nodes.T.tolist()), group_of_mine(nodes.tolist())],
+        device.type,
+        nodes,
+        mesh_dim_names=("replicate", "shard"),
+    )
 
 
 def shard(

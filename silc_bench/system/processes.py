@@ -16,10 +16,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.later import Later
@@ -39,6 +39,7 @@ FAILURE = "silc_bench/failure"
 WAITED = "silc_bench/waited"  # keys of the ranks that waited for another one until the timeout
 MEETING = 10.0  # seconds in which all ranks that waited have said so: they began together
 TIMEOUT_MINUTES = 30.0
+_timeout = timedelta(minutes=TIMEOUT_MINUTES)  # of the group of all ranks, as ``joined`` was told
 
 # Launchers that start processes by themselves: how many they started, and what starts them right.
 #
@@ -143,6 +144,8 @@ def joined(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> It
         yield
         return
 
+    global _timeout
+    _timeout = timedelta(minutes=timeout_minutes)
     if device.type == "cuda":
         _take_gpu()
     store, number, count = next(dist.rendezvous("env://"))
@@ -153,7 +156,7 @@ def joined(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> It
             store=store,
             rank=number,
             world_size=count,
-            timeout=timedelta(minutes=timeout_minutes),
+            timeout=_timeout,
         )
         # A rank that refuses its input at once must not leave while others still connect: gloo
         # would let them wait for it until their time is over.
@@ -208,6 +211,17 @@ def joined(device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> It
 
     # Not after an error: it would wait for ranks that may never come.
     dist.destroy_process_group()
+
+
+def group_of_mine(parts: Sequence[Sequence[int]], backend: str | None = None) -> dist.ProcessGroup:
+    """A group of the ranks in that one of ``parts`` where this one is; every rank must ask.
+
+    In it they wait for each other as long as in the group of all ranks. PyTorch would let them wait
+    for 30 minutes, or 10, whatever ``joined`` was told.
+    """
+    groups = [dist.new_group(list(part), timeout=_timeout, backend=backend) for part in parts]
+    of_mine = (group for group, part in zip(groups, parts, strict=True) if rank() in part)
+    return cast("dist.ProcessGroup", next(of_mine))
 
 
 def _of_this_start(store: dist.Store) -> dist.Store:

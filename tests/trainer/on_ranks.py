@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from silc_bench.errors import UserError
 from silc_bench.system.processes import joined, meet, num_ranks, rank
+from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.data.stream import Batch, open_source
 from silc_bench.trainer.device import (
     first_of,
@@ -25,6 +26,7 @@ from silc_bench.trainer.device import (
     local_part,
     log_sum_exp_over_ranks,
     mean_over_ranks,
+    mesh_of,
     whole,
 )
 from silc_bench.trainer.loop import run_training
@@ -278,6 +280,14 @@ def leave():
     """As a kill does: the connections close, and nobody says why."""
     dist.destroy_process_group()
     raise SystemExit(9)
+
+
+def patience(config, run):
+    """How long a rank waits in the group of a node's ranks, and in that of the checkpoints."""
+    cpu = torch.device("cpu")
+    with joined(cpu, timeout_minutes=7), node_of(2):
+        groups = mesh_of(config, cpu).get_group(1), checkpoint.Writer(run, is_sharded=True)._group
+        return [group._get_backend(cpu).options._timeout for group in groups]
 
 
 def evaluate_run(run, results, batch_size, store=None):

@@ -5,6 +5,7 @@ Each world does all its variants in one call, because to make a group takes as l
 """
 
 import shutil
+from datetime import timedelta
 
 import on_ranks
 import pytest
@@ -150,6 +151,13 @@ def test_compiled_blocks_are_shared_too(tiny, work):
         pool.close()
     for (answer,) in map(on_ranks.trained, answers):
         close(answer[1:4], plain[1:4], 1e-9)
+
+
+def test_ranks_wait_in_each_group_as_long_as_was_said(tiny, pool, tmp_path):
+    """PyTorch would let them wait for 30 minutes."""
+    config = tiny(parallel="hsdp")
+    for answers in pool.run_as_torchrun(2, on_ranks.patience, config, tmp_path):
+        assert answers == [timedelta(minutes=7)] * 2
 
 
 # --- a whole run, as torchrun starts it -----------------------------------------------------------

@@ -31,7 +31,7 @@ import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,7 @@ from silc_bench.models.weights import pickles
 from silc_bench.models.weights.kind import needed_global
 from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
 from silc_bench.system.files import atomic_path, flush, write_text_atomic
-from silc_bench.system.processes import concatenated, num_ranks, rank
+from silc_bench.system.processes import concatenated, group_of_mine, num_ranks, rank
 from silc_bench.trainer import device
 from silc_bench.trainer.checkpoints.early import all_in, is_folder
 
@@ -95,7 +95,7 @@ class Writer:
         # by way of the hosts.
         self._group: dist.ProcessGroup | None = None
         if is_sharded:
-            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+            self._group = group_of_mine([range(num_ranks())], backend="gloo")
         self._buffers: dict[str, torch.Tensor] = {}  # page-locked, of the copies
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.step = 0  # of the last write that began
