@@ -14,6 +14,8 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     [
         "silc_bench.trainer.loop",
+        "silc_bench.trainer.checkpoints.sharded",
+        "torch.distributed.fsdp",
         "torch._dynamo",
         "torch.utils.tensorboard",
         "silc_bench.cli.app",

@@ -3,6 +3,8 @@
 ``pool.run(3, function, *args)`` -> [result of rank 0, of rank 1, of rank 2]. Functions and
 arguments are pickled, so a function must be at the top of a module that a new process finds, as
 those of this folder are.
+
+``lives`` does the same in processes that end with the function.
 """
 
 from __future__ import annotations
@@ -39,18 +41,10 @@ class GlooPool:
     def _run(self, world, has_group, function, args, kwargs):
         # As torchrun's agent does, this process holds the store, at a port that the system chose
         # and that nobody can take.
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._store = _store()
         for rank, pipe in enumerate(self._pipes[:world]):
             pipe.send((self._store.port, has_group, rank, world, function, args, kwargs))
-        answers = []
-        for rank, pipe in enumerate(self._pipes[:world]):
-            assert pipe.poll(forked.SECONDS), f"rank {rank} of {world} hangs"
-            answers.append(pipe.recv())
-        failed = [
-            f"rank {rank}: {words}" for rank, (is_good, words) in enumerate(answers) if not is_good
-        ]
-        assert not failed, "\n".join(failed)
-        return [answer for _, answer in answers]
+        return _answers(self._pipes[:world])
 
     def close(self):
         for pipe, process in zip(self._pipes, self._processes, strict=True):
@@ -59,32 +53,90 @@ class GlooPool:
             process.kill()
 
 
+def lives(world, function, *args, **kwargs):
+    """As ``run_as_torchrun``, in processes that end when the function does.
+
+    [answer of rank 0, ...]; of one that ended without an answer, its exit code. At the end of a
+    process its connections close, and others may wait for that. A pool does not close them where
+    weights are shared, because PyTorch keeps the groups of DTensors in its caches.
+    """
+    store = _store()
+    pipes, processes = [], []
+    for rank in range(world):
+        mine, theirs = forked.context.Pipe()
+        work = (theirs, store.port, False, rank, world, function, args, kwargs)
+        process = forked.context.Process(target=_live, args=work, daemon=True)
+        process.start()
+        theirs.close()
+        pipes.append(mine)
+        processes.append(process)
+    try:
+        return _answers(pipes, processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _store():
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def _answers(pipes, processes=None):
+    """AssertionError where one failed. EOFError where one has ended, if it is not a process."""
+    answers = []
+    for rank, pipe in enumerate(pipes):
+        assert pipe.poll(forked.SECONDS), f"rank {rank} of {len(pipes)} hangs"
+        try:
+            answers.append(pipe.recv())
+        except EOFError:
+            if processes is None:
+                raise
+            processes[rank].join()
+            answers.append((True, processes[rank].exitcode))
+    failed = [
+        f"rank {rank}: {words}" for rank, (is_good, words) in enumerate(answers) if not is_good
+    ]
+    assert not failed, "\n".join(failed)
+    return [answer for _, answer in answers]
+
+
 def _serve(pipe):
     torch.set_num_threads(1)
     while True:
         try:
-            port, has_group, rank, world, function, args, kwargs = pipe.recv()
+            work = pipe.recv()
         except EOFError:
             return
-        variables = {
-            "WORLD_SIZE": world,
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        variables |= {"TORCHELASTIC_USE_AGENT_STORE": True}
-        try:
-            if has_group:
-                store = dist.TCPStore("127.0.0.1", port, is_master=False)
-                dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-            else:
-                os.environ.update({name: str(value) for name, value in variables.items()})
-            answer = True, function(*args, **kwargs)
-        except Exception:
-            answer = False, traceback.format_exc()
+        answer = _answer(*work)
         if dist.is_initialized():
             dist.destroy_process_group()
+        pipe.send(answer)
+
+
+def _live(pipe, *work):
+    torch.set_num_threads(1)
+    pipe.send(_answer(*work))
+
+
+def _answer(port, has_group, rank, world, function, args, kwargs):
+    variables = {
+        "WORLD_SIZE": world,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    variables |= {"TORCHELASTIC_USE_AGENT_STORE": True}
+    try:
+        if has_group:
+            store = dist.TCPStore("127.0.0.1", port, is_master=False)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        else:
+            os.environ.update({name: str(value) for name, value in variables.items()})
+        return True, function(*args, **kwargs)
+    except Exception:
+        return False, traceback.format_exc()
+    finally:
         for name in variables:
             os.environ.pop(name, None)
-        pipe.send(answer)

@@ -5,6 +5,7 @@ import io
 import os
 import select
 import signal
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from silc_bench.errors import UserError
 from silc_bench.system.processes import joined, meet, num_ranks, rank
 from silc_bench.trainer.checkpoints import file as checkpoint
+from silc_bench.trainer.checkpoints import stop
 from silc_bench.trainer.data.stream import Batch, open_source
 from silc_bench.trainer.device import (
     first_of,
@@ -266,6 +268,23 @@ def two_signals():
     """As where a scheduler tells every process, and torchrun passes on what it was told."""
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def told_again(ranks, step):
+    """SIGTERM to every rank, and to ``ranks`` again while they write their part of a checkpoint."""
+    from silc_bench.trainer.checkpoints import sharded
+
+    stop.TOGETHER = 0.0
+    write = sharded._Writer.write_data
+
+    def told(writer, plan, planner):
+        if rank() in ranks and str(step) in writer._folder.name:
+            sigterm()
+            threading.Event().wait()
+        return write(writer, plan, planner)
+
+    sharded._Writer.write_data = told
+    sigterm()
 
 
 def refuse():

@@ -5,14 +5,16 @@ Each world does all its variants in one call, because to make a group takes as l
 """
 
 import shutil
+import signal
 from datetime import timedelta
+from functools import partial
 
 import on_ranks
 import pytest
 import torch
-from gloo_pool import GlooPool
+from gloo_pool import GlooPool, lives
 from refusals import refused
-from runs import close, end_of, equal, rows_of
+from runs import close, end_of, equal, rows_of, saved_in
 
 from silc_bench.trainer import device
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -199,3 +201,25 @@ def check_end(folder, expected):
     assert end["step"] == expected["step"] == 4
     for part in ("student", "teacher", "average"):
         close(end[part], expected[part], 1e-4)
+
+
+@pytest.mark.parametrize("told", [[0], [1], [0, 1]], ids=str)
+def test_a_second_signal_while_shards_are_saved_leaves_what_was_saved(tiny, tmp_path, told):
+    """Whoever gets it ends at once, and the other one misses it. Nothing half counts."""
+    config = tiny(steps=4, checkpoint_every=2, log_every=1)
+    event = partial(on_ranks.told_again, told, 3)
+    how = {"at": [(0, 3), (1, 3)], "event": event}
+    said = lives(2, on_ranks.run, sharded(config), tmp_path, **how)
+    for rank, answer in enumerate(said):
+        if rank in told:
+            assert answer == 128 + signal.SIGTERM
+        else:
+            assert answer[0] == "RunError"
+            assert "lost another rank" in answer[1]
+    assert saved_in(tmp_path) == [2]
+
+    on_ranks.run(config, tmp_path, resume=True)
+    assert saved_in(tmp_path) == [2, 4]
+    names = {path.name.partition(".")[0] for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step_00000002", "step_00000004"}
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4]
