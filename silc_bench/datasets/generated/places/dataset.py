@@ -6,17 +6,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
-from PIL import Image
-
-from silc_bench.datasets.dataset import spread
+from silc_bench.datasets.generated.drawn_set import DrawnSet, hash_of
 from silc_bench.datasets.generated.kept import Drawn, kept
 from silc_bench.datasets.generated.places.captions import MAX_CAPTIONS, caption
 from silc_bench.datasets.generated.places.drawing import LABELS, render
@@ -28,18 +24,13 @@ from silc_bench.datasets.generated.places.scenes import (
     World,
     scene,
 )
-from silc_bench.errors import UserError
 from silc_bench.later import np
 
 
-class Places:
-    """Samples 0..num_samples-1 of a split as an ImageDataset; the label is the place.
-
-    ``limit``: evenly spread ones of them. ``size``: pixels of a side.
-    """
+class Places(DrawnSet):
+    """The label is the place."""
 
     name = "places"
-    is_drawn = True
     class_names: tuple[str, ...] = PLACE_NAMES
     mask_names: tuple[str, ...] = LABELS
     has_background = False
@@ -56,41 +47,16 @@ class Places:
         limit: int | None = None,
         world: World | None = None,
     ) -> None:
-        if num_samples < 1:
-            raise UserError(
-                f"{num_samples} samples are no set", about=self.name, fix="ask for at least one"
-            )
+        super().__init__(split, num_samples, size, seed, limit)
         self.world = world or World()
 
         # a wrong split or seed is refused now, not at the first image
         scene(self.world, seed, split, num_samples - 1)
+        arguments = [*self._arguments(), asdict(self.world)]
+        self.fingerprint = hash_of([self.name, VERSION, *arguments])
 
-        self.split = split
-        self.num_samples = num_samples
-        self.size = size
-        self.seed = seed
-        self._indices = spread(num_samples, limit)
-
-        # the arguments decide every pixel, so their hash stands for the data
-        arguments = [self.name, VERSION, seed, split, num_samples, len(self._indices), size]
-        self.fingerprint = _hash([*arguments, asdict(self.world)])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def part(self, indices: Sequence[int]) -> Self:
-        """These samples, in this order."""
-        if list(indices) == list(range(len(self))):
-            return self
-        part = type(self)(self.split, self.num_samples, self.size, self.seed, world=self.world)
-        part._indices = [self._indices[i] for i in indices]
-        part.fingerprint = _hash([self.fingerprint, part._indices])
-        return part
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no sample was left out for a limit."""
-        return len(self._indices) == self.num_samples
+    def _unlimited(self) -> Self:
+        return type(self)(self.split, self.num_samples, self.size, self.seed, world=self.world)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -109,20 +75,13 @@ class Places:
             for i in range(len(self))
         ]
 
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self._rendered(index)[0])
-
-    def mask(self, index: int) -> np.ndarray:
-        # a copy, because the caller may write into it and the next one would read that
-        return self._rendered(index)[1].copy()
-
     def _label(self, scene: Scene) -> int:
         return PLACE_NAMES.index(scene.place)
 
     def _scene(self, index: int) -> Scene:
         return scene(self.world, self.seed, self.split, self._indices[index])
 
-    def _rendered(self, index: int) -> Drawn:
+    def _drawn(self, index: int) -> Drawn:
         return _rendered(self.size, self.world, self.seed, self.split, self._indices[index])
 
 
@@ -138,15 +97,11 @@ class PlacesThings(Places):
     )
 
     def mask(self, index: int) -> np.ndarray:
-        labels = self._rendered(index)[1]
+        labels = self._drawn(index)[1]
         return np.where(labels < len(KIND_NAMES), labels + 1, 0).astype(np.uint8)
 
     def _label(self, scene: Scene) -> int:
         return KIND_NAMES.index(scene.items[0].kind)
-
-
-def _hash(key: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
 @kept

@@ -7,16 +7,12 @@ from small crops can therefore show in the second, and hardly in the first.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
-from PIL import Image
-
-from silc_bench.datasets.dataset import spread
+from silc_bench.datasets.generated.drawn_set import DrawnSet, hash_of
 from silc_bench.datasets.generated.kept import Drawn, kept
 from silc_bench.datasets.generated.shapes.captions import captions
 from silc_bench.datasets.generated.shapes.drawing import MASK_VALUES, render
@@ -29,18 +25,13 @@ from silc_bench.datasets.generated.shapes.scenes import (
     label,
     scene,
 )
-from silc_bench.errors import UserError
 from silc_bench.later import np
 
 
-class Shapes:
-    """Samples 0..num_samples-1 of a split as an ImageDataset.
-
-    ``limit``: evenly spread ones of them. ``size``: pixels of a side.
-    """
+class Shapes(DrawnSet):
+    """The label is a pair of shape and colour."""
 
     name = "shapes"
-    is_drawn = True
     class_names: tuple[str, ...] = PAIRS
     mask_names: tuple[str, ...] = ("background", *SHAPES)
     has_background = True
@@ -52,39 +43,14 @@ class Shapes:
     def __init__(
         self, split: str, num_samples: int, size: int = 64, seed: int = 0, limit: int | None = None
     ) -> None:
-        if num_samples < 1:
-            problem = f"{num_samples} samples are none"
-            raise UserError(problem, about="shapes", fix="ask for at least one")
+        super().__init__(split, num_samples, size, seed, limit)
 
         # a wrong split or seed is refused now, not at the first image
         scene(seed, split, num_samples - 1)
+        self.fingerprint = hash_of([*self._kind, VERSION, *self._arguments()])
 
-        self.split = split
-        self.num_samples = num_samples
-        self.size = size
-        self.seed = seed
-        self._indices = spread(num_samples, limit)
-
-        # the arguments decide every pixel, so their hash stands for the data
-        arguments = [VERSION, seed, split, num_samples, len(self._indices), size]
-        self.fingerprint = _hash([*self._kind, *arguments])
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def part(self, indices: Sequence[int]) -> Self:
-        """These samples, in this order."""
-        if list(indices) == list(range(len(self))):
-            return self
-        part = type(self)(self.split, self.num_samples, self.size, self.seed)
-        part._indices = [self._indices[i] for i in indices]
-        part.fingerprint = _hash([self.fingerprint, part._indices])
-        return part
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no sample was left out for a limit."""
-        return len(self._indices) == self.num_samples
+    def _unlimited(self) -> Self:
+        return type(self)(self.split, self.num_samples, self.size, self.seed)
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -93,13 +59,6 @@ class Shapes:
     @cached_property
     def captions(self) -> Sequence[tuple[str, ...]]:
         return [captions(self._scene(i)) for i in range(len(self))]
-
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self._drawn(index)[0])
-
-    def mask(self, index: int) -> np.ndarray:
-        # a copy, because the caller may write into it and the next one would read that
-        return self._drawn(index)[1].copy()
 
     def _drawn(self, index: int) -> Drawn:
         return _rendered(self.size, self.seed, self.split, self._indices[index])
@@ -127,10 +86,6 @@ class ShapesColours(Shapes):
         for item in self._scene(index).objects:
             values[MASK_VALUES[item.shape]] = 1 + COLORS.index(item.color)
         return values[self._drawn(index)[1]]
-
-
-def _hash(key: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
 
 @kept
