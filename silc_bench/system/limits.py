@@ -67,8 +67,9 @@ def num_cores() -> int:
     return math.ceil(min(available, core_limit()))
 
 
-def shared_memory(folder: Path = Path("/dev/shm")) -> float:
-    """Bytes that are free in it; infinite where the system has no such folder."""
+def shared_memory() -> float:
+    """Bytes that are free in /dev/shm; infinite where the system has no such folder."""
+    folder = Path("/dev/shm")
     return shutil.disk_usage(folder).free if folder.is_dir() else math.inf
 
 

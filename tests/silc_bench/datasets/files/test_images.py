@@ -29,7 +29,6 @@ from silc_bench.show.asked import read_images
 from silc_bench.trainer.data.samples import decoded
 
 EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
-LOSSY = ("JPEG", "AVIF")
 
 
 def pixels(width=8, height=6):
