@@ -33,15 +33,16 @@ from silc_bench.trainer.device import first_of, gather
 CHUNK = {"cpu": 2**20, "cuda": 2**24}
 
 # A table of more chunks than these is made in chunks. With eight, what is alive for one chunk
-# (IN_ROWS times its size) is at most half of the table. A smaller table is not worth the trouble.
+# (CHUNKS times its size) is less than half of the table. A smaller table is not worth the trouble.
 MOST_CHUNKS = 8
 
 # How many tables [V, b, B] are alive at the peak of forward and backward pass, where the table is
-# made whole; and the same where equal texts are right ones. IN_ROWS: how many chunks are alive
-# where it is made in chunks. The tests count them.
+# made whole; and the same where equal texts are right ones. CHUNKS: how many chunks are alive where
+# it is made in chunks. The tests count them.
 TABLES = {"sigmoid": 6.0, "softmax": 6.0}
 TABLES_OF_EQUAL_TEXTS = {"sigmoid": 6.0, "softmax": 8.5}
-IN_ROWS = 3.5
+CHUNKS = {"sigmoid": 2.0, "softmax": 2.0}
+CHUNKS_OF_EQUAL_TEXTS = {"sigmoid": 2.0, "softmax": 3.0}
 
 
 def is_large(views: int, share: int, batch: int, device: str) -> bool:
@@ -59,7 +60,8 @@ def peak_bytes(
     """
     tables = TABLES_OF_EQUAL_TEXTS if with_equal_texts else TABLES
     if loss in tables and is_large(views, share, batch, device):
-        return int(4 * IN_ROWS * _chunk(device))
+        chunks_alive = CHUNKS_OF_EQUAL_TEXTS if with_equal_texts else CHUNKS
+        return int(4 * chunks_alive[loss] * _chunk(device))
     num_tables = tables.get(loss, max(tables.values()))
     return int(4 * num_tables * views * share * batch)
 

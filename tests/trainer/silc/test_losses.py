@@ -209,11 +209,12 @@ def test_in_chunks_a_locked_tower_changes_no_gradient_of_the_other(loss, learns,
 @pytest.mark.parametrize("with_equal_texts", [False, True])
 @pytest.mark.parametrize("views", [1, 2])
 def test_the_peak_is_what_a_plan_counts(name, loss, views, with_equal_texts, monkeypatch):
-    """Whole within a fifth; in chunks of a ninth of the table at most half a table."""
+    """Within a fifth, whole and in chunks of a ninth of the table: then less than half a table."""
     batch = 384
     table = 4 * views * batch**2
     is_right = torch.eye(batch, dtype=torch.bool) if with_equal_texts else None
-    leaves = [x.requires_grad_() for x in views_and_texts(views, batch, 4, torch.float32)]
+    # of one number each, because a plan of tables does not count them
+    leaves = [x.requires_grad_() for x in views_and_texts(views, batch, 1, torch.float32)]
     scalars = [x.clone().requires_grad_() for x in SCALARS]
 
     def planned():
@@ -226,8 +227,8 @@ def test_the_peak_is_what_a_plan_counts(name, loss, views, with_equal_texts, mon
 
     assert measured() == pytest.approx(planned(), rel=0.2)
     monkeypatch.setattr(losses, "CHUNK", {"cpu": table // 4 // 9})
-    assert planned() < table / 2
-    assert measured() < min(1.2 * planned(), table / 2)
+    assert measured() == pytest.approx(planned(), rel=0.2)
+    assert max(planned(), measured()) < table / 2
 
 
 @pytest.mark.parametrize(("with_equal_texts", "tables"), [(False, 6.0), (True, 8.5)])
