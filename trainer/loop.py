@@ -32,7 +32,7 @@ from silc_bench.system.processes import (
     of_first,
     rank,
 )
-from silc_bench.system.terminal import say, warn
+from silc_bench.system.terminal import duration, say, warn
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.early import check_begun
 from silc_bench.trainer.checkpoints.init import OF_WEIGHTS, read_start
@@ -45,7 +45,7 @@ from silc_bench.trainer.device import DataWait, is_sharded, share_of
 from silc_bench.trainer.monitor.bounds import check_on_collapse
 from silc_bench.trainer.monitor.history import start_of
 from silc_bench.trainer.monitor.log import RunLog, WandbLog, check_place
-from silc_bench.trainer.monitor.plan.fit import check_fit, duration, hours_of
+from silc_bench.trainer.monitor.plan.fit import check_fit, hours_of
 from silc_bench.trainer.monitor.probe import Probe, destroyed, remembered
 from silc_bench.trainer.monitor.watch import Watch, repeating
 from silc_bench.trainer.silc.tokenizers import Tokenizer, of_file, read_tokenizer
@@ -363,7 +363,7 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     cut = f"; {cut_off}" if cut_off else ""
 
     left = 1 - state.step / config.num_steps
-    time = duration(left * hours_of(config, device, num_ranks()))
+    time = duration(3600 * left * hours_of(config, device, num_ranks()))
 
     return (
         f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"

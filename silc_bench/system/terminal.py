@@ -286,7 +286,7 @@ def one_line(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: "50 s", "12 min", "3 h 20 min", "4 days 6 h"."""
+    """As people say it: "50 s", "12 min", "3 h 20 min", "4 days 6 h", "3 years"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -296,6 +296,8 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
+    if days >= 1000:
+        return f"{days / 365:,.0f} years"
     return f"{days} days {hours} h" if hours else f"{days} days"
 
 

@@ -10,7 +10,7 @@ from runs import close, differing, end_of, run, started, student_of
 from silc_bench.errors import UserError
 from silc_bench.models.load import load_model
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.monitor.plan.cost import memory
+from silc_bench.trainer.monitor.plan.cost import Place, memory
 from silc_bench.trainer.optim import Average
 from silc_bench.trainer.silc.student import Student
 from silc_bench.trainer.train import train_step
@@ -89,5 +89,5 @@ def test_the_dry_run_counts_it(tiny):
     with torch.device("meta"):
         student = Student(config)
     count = sum(value.numel() for value in Average(student).weights.values())
-    assert memory(config, student, 4)["average"] == 4 * count
-    assert "average" not in memory(tiny(), student, 4)
+    assert memory(config, student, Place("cpu"))["average"] == 4 * count
+    assert "average" not in memory(tiny(), student, Place("cpu"))

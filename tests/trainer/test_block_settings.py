@@ -56,7 +56,7 @@ def test_checkpointed_blocks_keep_what_enters_them(tiny):
         for weight in student.parameters():
             saved.pop(weight.untyped_storage().data_ptr(), None)
         held.append(sum(saved.values()))
-        guess = estimate.memory(config, student.to("meta"), config.batch_size)
+        guess = estimate.memory(config, student.to("meta"), estimate.Place("cpu"))
         guesses.append(guess["activations"])
     assert held == sorted(held, reverse=True)
     assert len({*held}) == 4

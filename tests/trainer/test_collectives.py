@@ -10,6 +10,8 @@ from gloo_pool import GlooPool
 from silc_bench.trainer.monitor.plan.accelerators import ACCELERATORS
 from silc_bench.trainer.monitor.plan.cluster import collectives
 
+STEP = 1  # that is listened to, from 0
+LATE = {"distillation": {"start_fraction": 0.75}}  # of four steps
 VARIANTS = {  # objective and changes
     "silc": ("silc", {}),
     "contrastive": ("contrastive", {}),
@@ -42,6 +44,12 @@ VARIANTS = {  # objective and changes
         },
     ),
     "equal texts": ("silc", {"contrastive": {"equal_texts": "positive"}}),
+    "before the teacher": ("silc", LATE),
+    "before the teacher, masked": ("silc", {**LATE, "masked": {"weight": 1.0}}),
+    "before the teacher, original": (
+        "silc",
+        {**LATE, "contrastive": {"images": "original"}, "micro_batch": 2},
+    ),
 }
 NODE_OF_TWO = ACCELERATORS["h100"]._replace(per_node=2)
 
@@ -74,6 +82,7 @@ def test_a_step_says_as_many_bytes_as_planned(pool, tiny, world, parallel):
 
     for name, config, sizes in zip(VARIANTS, configs, said, strict=True):
         planned = Counter(dict.fromkeys(sizes, 0))
-        for part in collectives(config, NODE_OF_TWO, world):
+        is_taught = config.is_taught_at(STEP)
+        for part in collectives(config, NODE_OF_TWO, world, is_taught=is_taught):
             planned[part.kind] += part.size
         assert sizes == dict(planned), name

@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import run, started
 
-from silc_bench.trainer.monitor.plan.cost import flops_per_image, memory
+from silc_bench.trainer.monitor.plan.cost import Place, flops_per_image, memory
 from silc_bench.trainer.silc.student import Student
 from silc_bench.trainer.train import train_step
 
@@ -59,7 +59,7 @@ def test_the_estimate_knows(side, tiny):
     def estimate(tower):
         config = locked_config(tiny, side, tower)
         student = Student(config).to("meta")
-        return memory(config, student, 4), flops_per_image(config)
+        return memory(config, student, Place("cpu", 2)), flops_per_image(config)
 
     (full, flops), (frugal, fewer_flops) = map(estimate, ("", side))
     tower = sum(p.numel() for p in Student(tiny()).get_submodule(side).parameters())

@@ -36,6 +36,10 @@ LINES = {  # the command line, the keys of the document or of its rows
         "--device cpu --set vision.depth=1",
         {"name", "bytes", "fits", "ways", "hours"},
     ),
+    "train --dry-run --on h100x8": (
+        "--device cuda --set vision.depth=1 --set text.depth=1",
+        {"name", "fits", "bytes_by_part", "hours", "cost", "assumptions"},
+    ),
     "train --show-config": ("", {"preset", "optim.lr", "vision.width"}),
     "env": ("", {"packages", "machine", "limits", "defaults", "cache"}),
 }

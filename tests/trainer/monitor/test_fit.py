@@ -13,6 +13,7 @@ from refusals import refused
 from rich.console import Console
 from runs import CPU, run
 
+from silc_bench.system.terminal import duration
 from silc_bench.trainer.config.presets import configure
 from silc_bench.trainer.monitor.plan import fit
 from silc_bench.trainer.monitor.plan.cost import estimate
@@ -137,21 +138,6 @@ def test_a_run_of_more_than_a_day_is_told_of_first(tiny, monkeypatch, days, is_s
     assert not resumed.file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("hours", "words"),
-    [
-        (0.0001, "1 second"),
-        (0.01, "36 seconds"),
-        (0.5, "30 minutes"),
-        (47.94, "47.9 hours"),
-        (48, "2 days"),
-        (24e3, "3 years"),
-    ],
-)
-def test_a_time_has_the_unit_that_people_count_it_in(hours, words):
-    assert fit.duration(hours) == words
-
-
 # ---- the table of the manual ----
 
 MANUAL = Path(__file__).parents[3] / "docs" / "training.md"
@@ -178,7 +164,7 @@ def row_of(options, name, devices):
     hours = 2 * cost.hours * 1e12 / gpu.rate
     return (
         f"| `{options}` | {parameters:.0f} M | {config.batch_size:,} | {config.samples:,} |"
-        f" {devices} {gpu.name} | {size / GIB:.1f} GiB | {fit.duration(hours)} |"
+        f" {devices} {gpu.name} | {size / GIB:.1f} GiB | {duration(3600 * hours)} |"
     )
 
 

@@ -12,26 +12,24 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from torch import Tensor
 
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import say, warn
+from silc_bench.system.terminal import duration, say, warn
 from silc_bench.system.terminal_table import Listing
 from silc_bench.trainer.config.config import Config, changed
 from silc_bench.trainer.device import share_of
 from silc_bench.trainer.monitor.plan import cost
 from silc_bench.trainer.monitor.plan.accelerators import Accelerator, named
-from silc_bench.trainer.monitor.plan.fit import ROOM, duration, parts_on, size_text
+from silc_bench.trainer.monitor.plan.fit import ROOM, parts_on, size_text
 from silc_bench.trainer.silc.distillation import SINKHORN_STEPS
-from silc_bench.trainer.silc.losses import peak_bytes
 from silc_bench.trainer.silc.student import Student
-from silc_bench.trainer.silc.towers import blocks_of, count_parameters
 
 DECODED = 100.0  # images a second that a core decodes: an assumption, named with the answer
-SHARDED = ("weights", "gradients", "optimiser state", "teacher", "average")
 PARALLEL = ("ddp", "hsdp", "fsdp")
 
 
@@ -67,6 +65,7 @@ class Plan:
     communication_seconds: float
     images_per_second: float  # where none of it overlaps
     decoding_cores: float
+    nodes: int
     hours: tuple[float, float]  # all communication hidden behind compute, and none of it
     cost: tuple[float, float] | None
     assumptions: list[str]
@@ -114,8 +113,8 @@ def plan(config: Config, on: str, price: float | None = None, held: Collection[s
         fits=bool(fitting),
         room_bytes=room,
         bytes_by_part={
-            way: memory_of_rank(changed(chosen, {"parallel": way}), accelerator, count)
-            for way in _ways(accelerator, count)
+            way: parts_on(changed(chosen, {"parallel": way}), _place(accelerator, count))
+            for way in {chosen.parallel: 0, **dict.fromkeys(_ways(config, accelerator, count))}
         },
         collectives=[
             {**part._asdict(), "sent": part.sent}
@@ -125,23 +124,36 @@ def plan(config: Config, on: str, price: float | None = None, held: Collection[s
         communication_seconds=communication,
         images_per_second=speed,
         decoding_cores=speed / DECODED,
+        nodes=-(-count // accelerator.per_node),
         hours=(hours[0], hours[1]),
         cost=None if price is None else (hours[0] * count * price, hours[1] * count * price),
         assumptions=[
-            f"{name}: {accelerator.source}; links between nodes and GPUs a node are the server's",
+            f"{name}: {accelerator.form}; {accelerator.per_node} a node, links of"
+            f" {accelerator.links}",
             f"a step reaches {100 * cost.REACHED[-1]:.0f} % of the rate of dense products"
             f" ({_rate(config, accelerator) / 1e12:,.0f} TFLOP/s in {config.precision})",
             "links are as fast as their data sheet, in rings; overlap is between none and all",
+            "an update reads and writes weights, gradients and states once, at the memory's speed",
             f"a memory is filled to {100 * ROOM:.0f} % at most",
             f"a core decodes {DECODED:.0f} images a second",
             "time of data, probes and checkpoints is not counted; hours are unmeasured",
+            *_of_late_start(config),
         ],
     )
 
 
-def _ways(accelerator: Accelerator, count: int) -> list[str]:
+def _of_late_start(config: Config) -> list[str]:
+    if not config.start_step:
+        return []
+    return [
+        f"the teacher begins after step {config.start_step:,} of {config.num_steps:,}: times are"
+        " the mean over the run, memory and what is said in a step are those with a teacher"
+    ]
+
+
+def _ways(config: Config, accelerator: Accelerator, count: int) -> list[str]:
     """Of PARALLEL, those that differ there: hsdp on one node is fsdp."""
-    if count == 1:
+    if count == 1 or config.exchange == "bf16":  # which is for ddp alone
         return ["ddp"]
     return [way for way in PARALLEL if way != "hsdp" or count > accelerator.per_node]
 
@@ -154,7 +166,7 @@ def _candidates(
     step = max(1, depth // 6)  # each count of a setting takes a part of a second
     policies = ["none", *(f"blocks:{n}" for n in range(step, depth, step)), "blocks"]
     sizes = [0, *(2**power for power in range(share.bit_length()) if 2**power < share)]
-    ways = _ways(accelerator, count)
+    ways = _ways(config, accelerator, count)
     for way in [config.parallel] if "parallel" in held else ways:
         for policy in [config.checkpointing] if "checkpointing" in held else policies:
             for size in [config.micro_batch] if "micro_batch" in held else sizes:
@@ -162,80 +174,37 @@ def _candidates(
                 yield changed(config, fields)
 
 
-def _shards(config: Config, accelerator: Accelerator, count: int) -> int:
-    """Ranks that share one copy of the weights."""
-    return {"ddp": 1, "fsdp": count, "hsdp": min(count, accelerator.per_node)}[config.parallel]
+def _place(accelerator: Accelerator, count: int) -> cost.Place:
+    return cost.Place("cuda", count, accelerator.per_node)
 
 
 def _size(config: Config, accelerator: Accelerator, count: int) -> int:
-    return sum(memory_of_rank(config, accelerator, count).values())
+    return sum(parts_on(config, _place(accelerator, count)).values())
 
 
-def memory_of_rank(config: Config, accelerator: Accelerator, count: int) -> dict[str, int]:
-    """Bytes by part on each of ``count``, at the peak."""
-    share = config.batch_size // count
-    shards = _shards(config, accelerator, count)
-    parts = parts_on(config, count)
-    for part in parts.keys() & {*SHARDED}:
-        parts[part] = -(-parts[part] // shards)
+def collectives(
+    config: Config, accelerator: Accelerator, count: int, *, is_taught: bool = True
+) -> list[Collective]:
+    """Of one step, but for the few bytes of the gradient's norm.
 
-    views = cost.num_meeting_text(config)
-    del parts["contrastive logits"]
-    parts["loss tables"] = peak_bytes(
-        config.contrastive.loss,
-        views,
-        share,
-        config.batch_size,
-        "cuda",
-        with_equal_texts=config.contrastive.equal_texts == "positive",
-    )
-    if count > 1:
-        # with their gradients
-        parts["gathered features"] = 2 * sum(size for _, size in _gathered(config))
-    if shards > 1:
-        student, teacher = _student_groups(config)
-        # What lies outside the blocks stays whole, with its gradients; two blocks are there at a
-        # time, of the student with their gradients.
-        parts["whole weights"] = 4 * (2 * sum(student) + sum(teacher))
-    return parts
-
-
-def _student_groups(config: Config) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Numbers outside the blocks, and in the two largest blocks: of the student, of the teacher."""
-    student = cost.student_of(changed(config, {"checkpointing": "none"}))
-    sizes = [count_parameters(block) for block in blocks_of(student)]
-    outside = count_parameters(student) - sum(sizes)
-    of_text = count_parameters(student.text)
-    of_text -= sum(count_parameters(block) for block in blocks_of(student.text))
-    return (outside, 2 * max(sizes)), (outside - of_text, 2 * max(sizes))
-
-
-def _gathered(config: Config) -> list[tuple[str, int]]:
-    """Bytes [B, D] of texts, and of images [V, B, D] where the loss wants them."""
-    table = 4 * config.batch_size * config.vision.width
-    gathered = [("texts", table)]
-    if config.contrastive.loss == "softmax":
-        gathered.append(("images", cost.num_meeting_text(config) * table))
-    return gathered
-
-
-def collectives(config: Config, accelerator: Accelerator, count: int) -> list[Collective]:
-    """Of one step with a teacher, but for the few bytes of the gradient's norm.
+    ``is_taught``: False: of a step before the teacher teaches.
 
     ``tests/trainer/test_collectives.py`` counts what a step says, and finds these bytes.
     """
     if count == 1:
         return []
     said = []
+    is_taught = is_taught and config.has_teacher
     student = cost.student_of(changed(config, {"checkpointing": "none"}))
-    shards = _shards(config, accelerator, count)
-    learning = 4 * sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+    shards = _place(accelerator, count).shards(config)
     if shards == 1:
-        said.append(Collective("gradients", "all-reduce", learning, count))
+        width = 2 if config.exchange == "bf16" else 4
+        size = width * sum(weight.numel() for weight in _learning(student, is_taught))
+        said.append(Collective("gradients", "all-reduce", size, count))
     else:
-        said += _of_shards(config, student, shards, count)
+        said += _of_shards(config, student, shards, count, is_taught)
 
-    for name, size in _gathered(config):
+    for name, size in cost.gathered_features(config).items():
         said.append(Collective(f"features of {name}", "all-gather", size, count))
         is_locked = config.optim.locked == {"texts": "text", "images": "vision"}[name]
         if not is_locked:
@@ -244,7 +213,7 @@ def collectives(config: Config, accelerator: Accelerator, count: int) -> list[Co
         size = 8 * config.batch_size * config.text.context_length
         said.append(Collective("tokens", "all-gather", size, count))
 
-    heads = [head for head in (student.head, student.patch_head) if head is not None]
+    heads = [head for head in (student.head, student.patch_head) if is_taught and head is not None]
     for _ in heads:
         if config.distillation.centering == "sinkhorn":
             size = 2 * SINKHORN_STEPS * 4 * config.distillation.num_prototypes
@@ -255,14 +224,23 @@ def collectives(config: Config, accelerator: Accelerator, count: int) -> list[Co
     return said
 
 
-def _of_shards(config: Config, student: Student, shards: int, count: int) -> list[Collective]:
+def _learning(student: Student, is_taught: bool) -> list[Tensor]:
+    """Weights that get a gradient; before a teacher teaches heads and mask token get none."""
+    idle = set() if is_taught else {*map(id, student.taught_parameters())}
+    return [
+        weight for weight in student.parameters() if weight.requires_grad and id(weight) not in idle
+    ]
+
+
+def _of_shards(
+    config: Config, student: Student, shards: int, count: int, is_taught: bool
+) -> list[Collective]:
     """What stands outside the blocks comes once a step, and the gradients are summed once.
 
     A block comes for each call of its tower, and once more for the backward pass of that call.
     """
     share = config.batch_size // count
     num_micro = -(-share // config.micro_batch) if config.micro_batch else 1
-    is_taught = config.is_taught_at(config.start_step)
     kinds = {*config.contrastive.images.split("+")}
     if is_taught and student.head is not None and config.distillation.pairs == "local+global":
         kinds.add("global")
@@ -285,12 +263,12 @@ def _of_shards(config: Config, student: Student, shards: int, count: int) -> lis
             passes = calls[tower] + again
         gathered += round(num_micro * passes * of_blocks[tower])
 
-    learning = _padded((weight for weight in weights.values() if weight.requires_grad), shards)
+    learning = _padded(_learning(student, is_taught), shards)
     said = [
         Collective("weights of the student", "all-gather", gathered, shards),
         Collective("gradients", "reduce-scatter", learning, shards),
     ]
-    if config.has_teacher:
+    if is_taught:
         taught = [name for name in outside if name.startswith(("vision.", "head.", "patch_head."))]
         teacher = _padded((weights[name] for name in taught), shards)
         teacher += num_micro * of_blocks["vision"]
@@ -312,25 +290,45 @@ def _padded(weights: Iterable[Tensor], shards: int) -> int:
 
 
 def seconds(config: Config, accelerator: Accelerator, count: int) -> tuple[float, float]:
-    """Of compute and of communication in a step."""
-    flops = cost.mean_flops(config) + cost.recomputed_flops(config)
+    """Of compute and of communication in a step, the mean over the run."""
+    flops = cost.mean_flops(config) + cost.mean_over_run(
+        config, lambda is_taught: cost.recomputed_flops(config, is_taught=is_taught)
+    )
     compute = config.batch_size / count * flops / (cost.REACHED[-1] * _rate(config, accelerator))
+    # The update reads all that stays on a rank and writes it.
+    parts = parts_on(config, _place(accelerator, count))
+    compute += 2 * sum(parts.get(part, 0) for part in cost.SHARDED) / accelerator.bandwidth
+    return compute, _communication(changed(config, {"checkpointing": "none"}), accelerator, count)
 
-    communication = 0.0
-    for part in collectives(config, accelerator, count):
-        if part.name == "gradients between nodes":
-            speed = accelerator.net  # one rank of each node
-        elif part.ranks > accelerator.per_node:
-            # a ring over all nodes leaves each through all of its links
-            speed = min(accelerator.link, accelerator.per_node * accelerator.net)
-        else:
-            speed = accelerator.link
-        communication += part.sent / speed
-    return compute, communication
+
+@lru_cache(maxsize=128)
+def _communication(config: Config, accelerator: Accelerator, count: int) -> float:
+    """Seconds of a step, the mean over the run; the same for every setting of checkpointing."""
+
+    def of_step(is_taught: bool) -> float:
+        said = collectives(config, accelerator, count, is_taught=is_taught)
+        return sum(part.sent / _speed(part, accelerator) for part in said)
+
+    return cost.mean_over_run(config, of_step)
+
+
+def _speed(part: Collective, accelerator: Accelerator) -> float:
+    """Bytes a second that a rank sends."""
+    if part.name == "gradients between nodes":
+        return accelerator.net  # one rank of each node
+    if part.ranks > accelerator.per_node:
+        # a ring over all nodes leaves each through all of its links
+        return min(accelerator.link, accelerator.per_node * accelerator.net)
+    return accelerator.link
 
 
 def _rate(config: Config, accelerator: Accelerator) -> float:
     return accelerator.bf16 if config.precision == "bf16" else accelerator.fp32
+
+
+def _on_nodes(cores: float, nodes: int) -> str:
+    of_each = "" if nodes == 1 else f", {math.ceil(cores / nodes):,} on each of {nodes:,} nodes"
+    return f"{math.ceil(cores):,}{of_each}"
 
 
 def as_dict(planned: Plan) -> dict[str, Any]:
@@ -363,8 +361,8 @@ def show_plan(planned: Plan, console: Console) -> None:
     rows = {
         "a step": f"{step} of communication",
         "images a second": f"{planned.images_per_second:,.0f}",
-        "cores that decode them": f"{math.ceil(planned.decoding_cores):,}",
-        "hours, unmeasured": f"{duration(fewest)} to {duration(most)}",
+        "cores that decode them": _on_nodes(planned.decoding_cores, planned.nodes),
+        "hours, unmeasured": f"{duration(3600 * fewest)} to {duration(3600 * most)}",
     }
     if planned.cost is not None:
         rows["cost"] = f"{planned.cost[0]:,.0f} to {planned.cost[1]:,.0f}"

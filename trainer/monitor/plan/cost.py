@@ -6,7 +6,7 @@ device in a fraction of a second. Nothing here changes a run.
 
     silc-bench train --preset b16 --data "DIR/*.tar" --dry-run
 
-Shapes: N tokens, W width of a tower.
+Shapes: V views that meet the text, B pairs, N tokens, W width of a tower, D embedding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from silc_bench.system.limits import memory_limit
-from silc_bench.trainer.config.config import Config, DataConfig, changed
+from silc_bench.trainer.config.config import Config, DataConfig, OptimConfig, changed
 from silc_bench.trainer.device import resolve
 from silc_bench.trainer.optim import averaged, state_bytes
 from silc_bench.trainer.silc.distillation import Head
+from silc_bench.trainer.silc.losses import peak_bytes
 from silc_bench.trainer.silc.student import Student
-from silc_bench.trainer.silc.towers import TextTower, VisionTower, count_parameters
+from silc_bench.trainer.silc.towers import TextTower, VisionTower, blocks_of, count_parameters
 
 # Rows and columns of the products that are timed, by kind of device.
 MATRIX = {"cuda": 4096, "cpu": 512}
@@ -56,6 +57,23 @@ NOT_OF_A_PAIR: dict[str, Any] = {
 }
 
 
+# Of what the ranks share where they share weights (fsdp, hsdp).
+SHARDED = ("weights", "gradients", "optimiser state", "teacher", "average")
+
+
+class Place(NamedTuple):
+    """The ranks of a run, by which its memory is counted."""
+
+    kind: str  # of device: "cpu" or "cuda"
+    ranks: int = 1
+    of_node: int = 8  # ranks of a machine, where nobody says how many
+
+    def shards(self, config: Config) -> int:
+        """Ranks that share one copy of the weights."""
+        of_node = min(self.ranks, self.of_node)
+        return {"ddp": 1, "fsdp": self.ranks, "hsdp": of_node}[config.parallel]
+
+
 @dataclass(frozen=True)
 class Estimate:
     parameters: dict[str, int]  # by part
@@ -80,19 +98,30 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
     return Estimate(
         parameters=parts_of(student),
         flops_per_image=flops,
-        bytes_by_part=memory(config, student, config.batch_size // num_ranks),
+        bytes_by_part=memory(config, student, place_of(device, num_ranks)),
         matmul_rate=rate,
         images_per_second=images_per_second,
         hours=config.samples / images_per_second / 3600,
     )
 
 
+def place_of(device: torch.device, ranks: int) -> Place:
+    """``ranks`` devices like this one; torchrun says how many of them are one machine's."""
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", Place._field_defaults["of_node"]))
+    return Place(device.type, ranks, of_node)
+
+
 def mean_flops(config: Config) -> int:
-    """Of one pair of a step, the mean over the run: the teacher may begin late."""
+    """Of one pair of a step, the mean over the run."""
+    return round(
+        mean_over_run(config, lambda is_taught: flops_per_image(config, is_taught=is_taught))
+    )
+
+
+def mean_over_run(config: Config, of_step: Callable[[bool], float]) -> float:
+    """The mean of what ``of_step`` says of a step with a teacher, and of one before it begins."""
     late = config.start_step / config.num_steps  # share of the steps without a teacher
-    with_teacher = flops_per_image(config)
-    without_teacher = flops_per_image(config, is_taught=False) if late else 0
-    return round((1 - late) * with_teacher + late * without_teacher)
+    return (1 - late) * of_step(True) + (late * of_step(False) if late else 0)
 
 
 def parts_of(student: Student) -> dict[str, int]:
@@ -154,11 +183,12 @@ def _flops_of_pair(config: Config, is_taught: bool) -> int:
     return total
 
 
-def recomputed_flops(config: Config) -> int:
+def recomputed_flops(config: Config, *, is_taught: bool = True) -> int:
     """Of one pair of a step: forward passes done again, for micro-batches and checkpointing."""
     student = student_of(changed(config, {"checkpointing": "none"}))
-    num_global, num_local = _num_encoded(config, config.is_taught_at(config.start_step))
-    num_global += config.views.num_global * (student.patch_head is not None)
+    is_taught = is_taught and config.is_taught_at(config.start_step)
+    num_global, num_local = _num_encoded(config, is_taught)
+    num_global += config.views.num_global * (is_taught and student.patch_head is not None)
     total = 0.0
     for count, tower, inputs in (
         (1, student.text, _tokens(config)),
@@ -181,7 +211,7 @@ def _forward_flops(tower: VisionTower | TextTower, shape: torch.Size) -> int:
 
 def student_of(config: Config) -> Student:
     """Without memory of its own, and the same for every batch."""
-    return _student(changed(config, {**NOT_OF_A_PAIR, "parallel": "ddp"}))
+    return _student(changed(config, NOT_OF_A_PAIR))
 
 
 @lru_cache(maxsize=64)
@@ -190,29 +220,35 @@ def _student(config: Config) -> Student:
         return Student(config)
 
 
-def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
-    """Bytes by part on one device, for ``batch_size`` pairs of it.
+def memory(config: Config, student: Student, place: Place) -> dict[str, int]:
+    """Bytes by part on each rank of ``place``, at the peak.
 
     First what stays, then what a step with a teacher saves for its backward pass. Weights are fp32,
     4 bytes each, in every precision of a run.
     """
     views = config.views
-    teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
-    gradients = sum(4 * p.numel() for p in student.parameters() if p.requires_grad)
-    parts = {
-        "weights": 4 * count_parameters(student),
-        "gradients": gradients,
-        "optimiser state": state_bytes(student, config.optim),
-        "teacher": 4 * teacher,
-    }
-    if config.average_momentum:
-        parts["average"] = 4 * sum(p.numel() for p in averaged(student).values())
+    share = config.batch_size // place.ranks
+    parts = dict(_staying(student, config.optim, config.average_momentum > 0))
+    shards = place.shards(config)
+    for part in parts.keys() & {*SHARDED}:
+        parts[part] = -(-parts[part] // shards)
+    if shards > 1:
+        parts["whole weights"] = _gathered_weights(student)
 
     # Pairs whose activations are there at the same time.
-    here = min(config.micro_batch or batch_size, batch_size)
-    num_logits = num_meeting_text(config) * batch_size * config.batch_size
+    here = min(config.micro_batch or share, share)
     parts["activations"] = here * _of_pair(changed(config, NOT_OF_A_PAIR))
-    parts["contrastive logits"] = 4 * 2 * num_logits
+    parts["loss tables"] = peak_bytes(
+        config.contrastive.loss,
+        num_meeting_text(config),
+        share,
+        config.batch_size,
+        place.kind,
+        with_equal_texts=config.contrastive.equal_texts == "positive",
+    )
+    if place.ranks > 1:
+        # with their gradients
+        parts["gathered features"] = 2 * sum(gathered_features(config).values())
 
     # Images are bytes on their canvas, views are fp32; both have three channels.
     _, num_local = _num_encoded(config, config.is_taught_at(config.start_step))
@@ -220,8 +256,48 @@ def memory(config: Config, student: Student, batch_size: int) -> dict[str, int]:
     num_global = ("global_crops" in kinds) * views.num_global + ("original" in kinds)
     pixels = num_global * views.global_size**2 + num_local * views.local_size**2
     canvas = config.data.decode_size**2
-    parts["images and views"] = 3 * batch_size * (canvas + 4 * pixels)
+    parts["images and views"] = 3 * share * (canvas + 4 * pixels)
     return parts
+
+
+@lru_cache(maxsize=32)
+def _staying(student: Student, optim: OptimConfig, has_average: bool) -> dict[str, int]:
+    """Bytes by part of what is there all the time."""
+    teacher = sum(count for name, count in parts_of(student).items() if name != "text tower")
+    parts = {
+        "weights": 4 * count_parameters(student),
+        "gradients": sum(4 * p.numel() for p in student.parameters() if p.requires_grad),
+        "optimiser state": state_bytes(student, optim),
+        "teacher": 4 * teacher,
+    }
+    if has_average:
+        parts["average"] = 4 * sum(p.numel() for p in averaged(student).values())
+    return parts
+
+
+@lru_cache(maxsize=32)
+def _gathered_weights(student: Student) -> int:
+    """Bytes of weights that are whole on a rank although the ranks share them, at the peak.
+
+    What lies outside the blocks, with its gradients, and two blocks at a time, those of the student
+    with their gradients.
+    """
+    blocks = 2 * max(count_parameters(block) for block in blocks_of(student))
+    outside, of_text = (
+        count_parameters(model) - sum(count_parameters(block) for block in blocks_of(model))
+        for model in (student, student.text)
+    )
+    of_teacher = outside - of_text
+    return 4 * (2 * (outside + blocks) + of_teacher + blocks)
+
+
+def gathered_features(config: Config) -> dict[str, int]:
+    """Bytes that a rank gathers of all: texts [B, D], and images [V, B, D] where the loss asks."""
+    table = 4 * config.batch_size * config.vision.width
+    gathered = {"texts": table}
+    if config.contrastive.loss == "softmax":
+        gathered["images"] = num_meeting_text(config) * table
+    return gathered
 
 
 def memory_of(device: torch.device) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,22 +17,24 @@ from rich.console import Console
 
 from silc_bench.errors import UserError
 from silc_bench.system.processes import num_local_ranks, num_ranks, rank
-from silc_bench.system.terminal import notes, say, warn
+from silc_bench.system.terminal import duration, notes, say, warn
 from silc_bench.system.terminal_table import Listing
 from silc_bench.trainer.config.config import Config, apply_objective, changed
 from silc_bench.trainer.config.presets import PRESETS, SECOND_PHASES, make_preset
 from silc_bench.trainer.device import resolve, share_of
+from silc_bench.trainer.monitor.plan.accelerators import ACCELERATORS
 from silc_bench.trainer.monitor.plan.cost import (
-    NOT_OF_A_PAIR,
     REACHED,
+    Place,
     estimate,
     matmul_rate,
     mean_flops,
     memory,
     memory_of,
     parts_of,
+    place_of,
+    student_of,
 )
-from silc_bench.trainer.silc.student import Student
 
 GIB = 2**30
 ROOM = 0.9  # share of a memory that a proposal may fill: not everything is counted
@@ -43,7 +44,7 @@ FEWEST_PAIRS = 4  # at a time; with fewer a device has too little to do
 
 
 class Gpu(NamedTuple):
-    """A device that nobody measured here: what its data sheet says."""
+    """A device that nobody measured here."""
 
     name: str
     memory: int  # bytes
@@ -51,9 +52,12 @@ class Gpu(NamedTuple):
 
 
 GPUS = {
-    "RTX 4090": Gpu("RTX 4090 (24 GB)", 24 * GIB, 165e12),
-    "A100": Gpu("A100 (80 GB)", 80 * GIB, 312e12),
-    "H100": Gpu("H100 (80 GB)", 80 * GIB, 989e12),
+    words.partition(" (")[0]: Gpu(words, ACCELERATORS[name].memory, ACCELERATORS[name].bf16)
+    for name, words in {
+        "rtx4090": "RTX 4090 (24 GB)",
+        "a100-80": "A100 (80 GB)",
+        "h100": "H100 (80 GB)",
+    }.items()
 }
 ELSEWHERE = GPUS["H100"]  # for what does not fit on a CPU
 
@@ -70,7 +74,7 @@ class Way:
     hours: float  # of the whole run, at half the rate of matrix products
 
     def __str__(self) -> str:
-        time = f"{duration(self.hours)} or more {self.where}"
+        time = f"{duration(3600 * self.hours)} or more {self.where}"
         return f"{self.options}    ({size_text(self.size)} a device, {time})"
 
 
@@ -91,7 +95,7 @@ def check_fit(
     if device.type == "cpu":
         room //= num_local_ranks()  # processes of one machine share its memory
 
-    parts = parts_on(resolve(config, device), devices)
+    parts = parts_on(resolve(config, device), place_of(device, devices))
     needed = sum(parts.values())
     if needed > room:
         problem = too_large(parts, room)
@@ -112,8 +116,9 @@ def check_fit(
     if hours > LONG:
         show_estimate(config, device, devices, console)
         say(
-            f"this run takes {duration(hours)} or more here. Ctrl-C stops it after a step, with a"
-            " checkpoint, and the same command with --resume goes on; --samples N makes it shorter",
+            f"this run takes {duration(3600 * hours)} or more here. Ctrl-C stops it after a step,"
+            " with a checkpoint, and the same command with --resume goes on; --samples N makes it"
+            " shorter",
             console,
         )
 
@@ -143,16 +148,9 @@ def too_large(parts: dict[str, int], room: int) -> str:
     )
 
 
-def parts_on(config: Config, devices: int) -> dict[str, int]:
-    """Bytes of a step by part on each of ``devices``, which share its batch."""
-    return memory(config, _student(changed(config, NOT_OF_A_PAIR)), config.batch_size // devices)
-
-
-@lru_cache(maxsize=16)
-def _student(config: Config) -> Student:
-    """Without memory of its own, and the same for every batch."""
-    with torch.device("meta"):
-        return Student(config)
+def parts_on(config: Config, place: Place) -> dict[str, int]:
+    """Bytes of a step by part on each rank of ``place``, which share its batch."""
+    return memory(config, student_of(config), place)
 
 
 def hours_of(config: Config, device: torch.device, devices: int = 1) -> float:
@@ -178,19 +176,20 @@ def ways(
         is_resumed: other batches and presets would be other runs.
     """
     here = resolve(config, device)
+    place = place_of(device, devices)
     rate = matmul_rate(device, here.precision)
 
     def on_this(fitted: Config, options: str, words: str = "here") -> Way:
-        size = sum(parts_on(fitted, devices).values())
+        size = sum(parts_on(fitted, place).values())
         return Way(options, fitted, devices, words, size, _hours(fitted, rate, devices))
 
-    settings = list(_settings(here, room, devices))
+    settings = list(_settings(here, room, place))
     for fitted in settings:
         yield on_this(fitted, _sets(here, fitted))
     if not is_resumed:
-        if not settings and (smaller := _smaller_batch(here, room, devices)) is not None:
+        if not settings and (smaller := _smaller_batch(here, room, place)) is not None:
             yield on_this(smaller, _sets(here, smaller), "here; another batch learns otherwise")
-        for fitted, options in _smaller_presets(here, room, devices):
+        for fitted, options in _smaller_presets(here, room, place):
             yield on_this(fitted, options)
 
     # More devices like this one, or a GPU where this is none.
@@ -202,25 +201,25 @@ def ways(
     yield from _on_gpus(there, gpu, fewest)
 
 
-def _settings(config: Config, room: int, devices: int) -> Iterator[Config]:
+def _settings(config: Config, room: int, place: Place) -> Iterator[Config]:
     """The same run, to the same result, in less memory."""
     anew = changed(config, {"checkpointing": "blocks"})
-    in_parts = _micro_batched(config, room, devices)
+    in_parts = _micro_batched(config, room, place)
     if in_parts is not None:
         yield in_parts
 
     if config.checkpointing == "blocks":
         return
-    if _fits(anew, room, devices):
+    if _fits(anew, room, place):
         yield anew
-    elif in_parts is None and (both := _micro_batched(anew, room, devices)) is not None:
+    elif in_parts is None and (both := _micro_batched(anew, room, place)) is not None:
         yield both
 
 
-def _micro_batched(config: Config, room: int, devices: int) -> Config | None:
+def _micro_batched(config: Config, room: int, place: Place) -> Config | None:
     """With the largest micro-batch that fits, a power of two: it divides the usual batch sizes."""
-    share = config.batch_size // devices
-    parts = parts_on(config, devices)
+    share = config.batch_size // place.ranks
+    parts = parts_on(config, place)
     pairs_now = min(config.micro_batch or share, share)
     of_pair = parts["activations"] / pairs_now
     left = ROOM * room - (sum(parts.values()) - parts["activations"])
@@ -230,21 +229,21 @@ def _micro_batched(config: Config, room: int, devices: int) -> Config | None:
     return changed(config, {"micro_batch": 2 ** (pairs.bit_length() - 1)})
 
 
-def _smaller_batch(config: Config, room: int, devices: int) -> Config | None:
+def _smaller_batch(config: Config, room: int, place: Place) -> Config | None:
     """With the largest power of two as a batch that fits, in micro-batches if it takes them."""
     batch_size = 2 ** ((config.batch_size - 1).bit_length() - 1)
-    while batch_size >= max(2, FEWEST_PAIRS) * devices:
+    while batch_size >= max(2, FEWEST_PAIRS) * place.ranks:
         smaller = changed(config, {"batch_size": batch_size, "micro_batch": 0})
         for fitted in (smaller, changed(smaller, {"checkpointing": "blocks"})):
-            if _fits(fitted, room, devices):
+            if _fits(fitted, room, place):
                 return fitted
-            if (in_parts := _micro_batched(fitted, room, devices)) is not None:
+            if (in_parts := _micro_batched(fitted, room, place)) is not None:
                 return in_parts
         batch_size //= 2
     return None
 
 
-def _smaller_presets(config: Config, room: int, devices: int) -> Iterator[tuple[Config, str]]:
+def _smaller_presets(config: Config, room: int, place: Place) -> Iterator[tuple[Config, str]]:
     """The largest presets below this one that fit, with their options."""
     candidates = []
     for name in PRESETS:
@@ -257,11 +256,11 @@ def _smaller_presets(config: Config, room: int, devices: int) -> Iterator[tuple[
     objective = "" if config.objective == "silc" else f" --objective {config.objective}"
     num_named = 0
     for _, name, preset in sorted(candidates, reverse=True, key=lambda candidate: candidate[0]):
-        if preset.batch_size % devices or num_named == MOST_PRESETS:
+        if preset.batch_size % place.ranks or num_named == MOST_PRESETS:
             continue
         fitted: Config | None = preset
-        if not _fits(preset, room, devices):
-            fitted = next(_settings(preset, room, devices), None)
+        if not _fits(preset, room, place):
+            fitted = next(_settings(preset, room, place), None)
         if fitted is not None:
             num_named += 1
             options = f"--preset {name}{objective} {_sets(preset, fitted)}".rstrip()
@@ -269,7 +268,7 @@ def _smaller_presets(config: Config, room: int, devices: int) -> Iterator[tuple[
 
 
 def _extent(config: Config) -> tuple[int, int]:
-    parameters = parts_of(_student(changed(config, NOT_OF_A_PAIR)))
+    parameters = parts_of(student_of(config))
     return sum(parameters.values()), config.batch_size
 
 
@@ -284,10 +283,11 @@ def _on_gpus(config: Config, gpu: Gpu, fewest: int) -> Iterator[Way]:
 
     has_any = False
     for devices in counts:
-        as_it_is = _fits(config, gpu.memory, devices)
+        place = Place("cuda", devices)
+        as_it_is = _fits(config, gpu.memory, place)
         if has_any and not as_it_is:
             continue
-        fitted = config if as_it_is else next(_settings(config, gpu.memory, devices), None)
+        fitted = config if as_it_is else next(_settings(config, gpu.memory, place), None)
         if fitted is None:
             continue
 
@@ -300,15 +300,15 @@ def _on_gpus(config: Config, gpu: Gpu, fewest: int) -> Iterator[Way]:
             fitted,
             devices,
             f"on {devices:,} {gpu.name}",
-            sum(parts_on(fitted, devices).values()),
+            sum(parts_on(fitted, place).values()),
             _hours(fitted, gpu.rate, devices),
         )
         if as_it_is:
             return
 
 
-def _fits(config: Config, room: int, devices: int) -> bool:
-    return sum(parts_on(config, devices).values()) <= ROOM * room
+def _fits(config: Config, room: int, place: Place) -> bool:
+    return sum(parts_on(config, place).values()) <= ROOM * room
 
 
 def _sets(before: Config, after: Config) -> str:
@@ -348,7 +348,7 @@ def show_estimate(config: Config, device: torch.device, devices: int, console: C
     for share in REACHED:
         speed = share * cost.images_per_second
         rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-        time = duration(cost.hours / share)
+        time = duration(3600 * cost.hours / share)
         table.add_row(f"at {100 * share:.0f} % of that", f"{rate} images/s, {time} on {where}")
     console.print(table)
 
@@ -388,23 +388,6 @@ def estimate_as_dict(config: Config, device: torch.device, devices: int) -> dict
             for way in fitting
         ],
     }
-
-
-def duration(hours: float) -> str:
-    """In the unit that people count it in."""
-    if hours < 1 / 60:
-        return _counted(3600 * hours, "second")
-    if hours < 1:
-        return _counted(60 * hours, "minute")
-    if hours < 48:
-        return f"{hours:,.1f} hours"
-    days = hours / 24
-    return _counted(days, "day") if days < 1000 else _counted(days / 365, "year")
-
-
-def _counted(number: float, unit: str) -> str:
-    whole = max(1, round(number))
-    return f"{whole:,} {unit}{'' if whole == 1 else 's'}"
 
 
 def size_text(num_bytes: int) -> str:

@@ -188,7 +188,8 @@ def test_a_run_of_an_earlier_version_says_what_was_not_recorded(made):
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3570, "1 h"), (12_000, "3 h 20 min"),
-     (172_800, "2 days"), (194_400, "2 days 6 h")],
+     (172_800, "2 days"), (194_400, "2 days 6 h"), (86_400_000, "3 years"),
+     (3.2e11, "10,147 years")],
 )  # fmt: skip
 def test_durations_as_people_say_them(seconds, words):
     assert duration(seconds) == words
