@@ -20,9 +20,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-from silc_bench.errors import UserError
+from silc_bench.errors import UserError, unknown_name
 from silc_bench.models.load import load_model
 from silc_bench.results.record import Record
 from silc_bench.system.files import check_writable
@@ -317,7 +317,8 @@ def train(
     seed: int | None = None,
     init: str | None = None,
     changes: Mapping[str, object] | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
+    timeout_minutes: float = 30.0,
     device: str = "auto",
     on_collapse: str = "warn",
     force: bool = False,
@@ -333,8 +334,10 @@ def train(
         samples: images seen in the whole run.
         seed: of weights, views and data.
         init: weights to start from.
-        changes: fields of the configuration, as {"optim.lr": 3e-4} (``--set``).
-        resume: whether the run in ``out`` is continued, bit for bit.
+        changes: fields of the configuration, as {"optim.lr": 3e-4} (``--set``); also
+            {"parallel": "fsdp"} and {"tokenizer": "c4_en.model"}.
+        resume: True continues the run in ``out``, bit for bit; "auto" starts it if there is none.
+        timeout_minutes: how long several processes wait for one that hangs, before all end.
         device: "auto", "cpu" or "cuda".
         on_collapse: "warn" or "stop".
         force: starts although a step seems not to fit into memory.
@@ -351,6 +354,8 @@ def train(
     from silc_bench.system.processes import joined, rank
     from silc_bench.trainer.config.presets import configure
 
+    if resume not in (True, False, "auto"):
+        raise unknown_name("value", str(resume), ("True", "False", "auto"), about="resume")
     sets = [f"{field}={value}" for field, value in (changes or {}).items()]
     config = configure(
         preset, objective, data=data, samples=samples, seed=seed, init=init, sets=sets
@@ -363,7 +368,7 @@ def train(
     from silc_bench.trainer.loop import run_training
 
     chosen_device = choose_device(device)
-    with joined(chosen_device):
+    with joined(chosen_device, timeout_minutes):
         run_training(
             config,
             run,

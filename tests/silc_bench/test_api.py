@@ -219,5 +219,8 @@ def test_a_run_is_trained_and_measured(tmp_path, monkeypatch):
     assert model.encode_image(model.preprocess(image)[None]).shape == (1, model.embed_dim)
     with pytest.raises(UserError):
         silc_bench.train(samples=8, changes=changes, device="cpu")
+    assert silc_bench.train(samples=8, changes=changes, device="cpu", resume="auto") == run
+    with refused(about="resume"):
+        silc_bench.train(resume="atuo", out=tmp_path / "x")
     with refused(about="optim.lrr"):
         silc_bench.train(changes={"optim.lrr": 1}, out=tmp_path / "x")
