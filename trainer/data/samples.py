@@ -51,7 +51,7 @@ SMALLEST_SCENE = 16
 # one, whichever the run has.
 SEED_OF_CAPTIONS = 0
 
-# Pairs up to which an epoch's order is a table (numpy's sort of random words), of 8 bytes a pair in
+# Pairs up to which an epoch's order is a table (numpy's sort of random words), of 4 bytes a pair in
 # each process. Of more, or on several nodes, each place of the order is computed (``keyed``).
 LARGEST_TABLE = 2**24
 
@@ -238,7 +238,7 @@ class EpochReader:
         self.filters = parse(config.filters)
         self.left_out = left_out  # by the filters, by reason
         self.skipped: list[PassedOverError] = []
-        self._orders = LastTwo(self.order)
+        self._orders = LastTwo(self._kept_order)
 
     def captions(self, index: int) -> Sequence[str]:
         raise NotImplementedError
@@ -255,6 +255,10 @@ class EpochReader:
     def order(self, epoch: int) -> np.ndarray:
         """int64 [num_samples]: the numbers of the samples."""
         return shuffled(self.config.seed, epoch, self.num_samples)
+
+    def _kept_order(self, epoch: int) -> np.ndarray:
+        # Each process that reads holds it: half the memory.
+        return self.order(epoch).astype(np.uint32 if self.num_samples < 2**32 else np.int64)
 
     def chosen(self, count: int) -> np.ndarray:
         """int64: at most ``count`` numbers of samples, spread over the data, whatever the seed."""
