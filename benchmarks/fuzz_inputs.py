@@ -356,7 +356,7 @@ TOKENIZER = Tokenizer.train([WITNESS], 300, 8)
 
 def _trained_on(source: str, num_samples: int | None) -> Counter[str]:
     """An epoch as training reads it, tokens included: what was read and what was counted."""
-    stream = open_source(DataConfig(source=source, decode_size=32))
+    stream = open_source(DataConfig(source=source, decode_size=32, num_workers=0))
     num_early = stream.damage.total
     epoch = stream.num_samples
     assert epoch is not None

@@ -96,7 +96,7 @@ def main() -> None:
         }
         config = replace(config, **towers)
     print_header("torch", "torchvision", "lightly", "open_clip_torch")
-    batch, tokenizer = make_batch(config, options.canvas or config.data.decode_size)
+    batch, tokenizer = make_batch(config, options.canvas or config.canvas)
     state = TrainState.create(config, tokenizer, DEVICE)
     config = state.config  # its precision is resolved
     card = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
@@ -241,7 +241,6 @@ def measure_run(config: Config, data: str, num_steps: int) -> None:
         data=replace(
             config.data,
             source=data,
-            num_workers=config.data.num_workers or 8 * (DEVICE.type == "cuda"),
         ),
         samples=num_steps * config.batch_size,
         log_every=max(1, num_steps // 4),

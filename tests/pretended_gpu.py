@@ -77,6 +77,14 @@ class Gpu(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.waits = []
+        self.is_busy = False  # for those who ask without waiting
+        self.can_lock = True
+        self.locked = {}  # address: bytes of memory that is page-locked where it lies
+
+    def is_pinned(self, tensor):
+        start = tensor.data_ptr()
+        is_locked = any(first <= start < first + size for first, size in self.locked.items())
+        return is_locked or getattr(tensor, "pretends_pinned", False)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -107,7 +115,7 @@ class Gpu(TorchDispatchMode):
         )
         goes_away = target is not None and torch.device(target).type == "cpu"
         is_async = bool(kwargs.get("non_blocking") or (name == "copy_" and args[2:] and args[2]))
-        is_pinned = all(getattr(t, "pretends_pinned", False) for t in others)
+        is_pinned = all(map(self.is_pinned, others))
         is_copy = (name == "_to_copy" and (goes_away or not ours)) or (
             name in MAY_MIX and bool(others)
         )
@@ -161,6 +169,26 @@ def pretended_gpu():
         made.pretends_pinned = True
         return made
 
+    def record_event():
+        event = Event()
+        event.record()
+        event.query = lambda: not gpu.is_busy
+        return event
+
+    def register(address, size, flags):
+        if gpu.can_lock:
+            assert address not in gpu.locked
+            gpu.locked[address] = size
+        return 0 if gpu.can_lock else 801
+
+    cudart = SimpleNamespace(
+        cudaError=SimpleNamespace(success=0),
+        cudaGetErrorString=lambda error: "operation not supported",
+        cudaHostRegister=register,
+        cudaHostUnregister=lambda address: gpu.locked.pop(address),
+    )
+    stream = SimpleNamespace(record_event=record_event)
+
     def grouped(*args):
         return {
             (CUDA if d.type == "meta" else d, dtype): tensors
@@ -184,6 +212,8 @@ def pretended_gpu():
         mock.patch.object(torch.cuda, "is_initialized", return_value=True),
         mock.patch.object(torch.cuda, "is_bf16_supported", return_value=False),
         mock.patch.object(torch.cuda, "synchronize"),
+        mock.patch.object(torch.cuda, "cudart", return_value=cudart),
+        mock.patch.object(torch.cuda, "current_stream", return_value=stream),
         mock.patch.object(torch.cuda, "get_device_name", return_value="pretended GPU"),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=HAS),
         mock.patch.object(torch.cuda, "Event", Event),

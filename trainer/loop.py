@@ -39,7 +39,7 @@ from silc_bench.trainer.checkpoints.init import OF_WEIGHTS, read_start
 from silc_bench.trainer.checkpoints.stop import LeftError, Stop
 from silc_bench.trainer.config.config import Config, changed, flatten, from_dict, to_dict
 from silc_bench.trainer.config.presets import SECOND_PHASES
-from silc_bench.trainer.data.stream import Batch, Source, crowding, open_source
+from silc_bench.trainer.data.stream import Batch, Source, crowding, num_readers, open_source
 from silc_bench.trainer.data.texts import Texts, look_at
 from silc_bench.trainer.device import DataWait, is_sharded, share_of
 from silc_bench.trainer.monitor.bounds import check_on_collapse
@@ -156,13 +156,17 @@ def _begun_or_resumed(
         path, payload, damaged = checkpoint.load_newest(run)
         for sentence in damaged:
             warn(f"{sentence}; going on from {path}", console)
+        if not config.data.decode_size:
+            # What followed the views may have been a number when the run began.
+            saved = from_dict(json.loads(payload["config"])).data.decode_size
+            config = changed(config, {"data.decode_size": saved})
         _check_same_configuration(config, payload, run)
 
         if payload["step"] >= config.num_steps:
             # Its data may be gone by now; data of another name is looked at all the same.
             saved_source = json.loads(payload["config"])["data"]["source"]
             if config.data.source != saved_source:
-                other = open_source(config.data).identity()
+                other = open_source(config.data, config.canvas).identity()
                 _check_same_data(json.loads(payload["data"]), other, config.data.source)
             say(f"{run} is already complete", console)
             return path
@@ -239,7 +243,7 @@ def train(
     if config.probe.every and rank() == 0:
         probe = Probe(config.probe, device, lambda sentence: watch.say(sentence))
 
-    source = open_source(config.data)
+    source = open_source(config.data, config.canvas)
     data = source.identity()
     if payload is None:
         state = _created(config, source, device, console)
@@ -263,7 +267,7 @@ def train(
         say(_plan(state, source, device, texts), console)
     counts_as_right = config.contrastive.equal_texts == "positive"
     doubts = (
-        crowding(config.data.num_workers, num_local_ranks()),
+        crowding(num_readers(config.data), num_local_ranks()),
         repeating(config, source.num_samples),
         texts.repetition(counts_as_right) if texts else None,
         room,
@@ -359,6 +363,8 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
         idle += "; exchange=bf16 does nothing in one process"
     if config.parallel != "ddp" and num_ranks() == 1:
         idle += f"; parallel={config.parallel} does nothing in one process"
+    num_workers = num_readers(config.data)
+    decoding = f", and {num_workers} more decode" if num_workers else ""
     cut_off = texts.cut_off() if texts else ""
     cut = f"; {cut_off}" if cut_off else ""
 
@@ -368,7 +374,8 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     return (
         f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"
         f"{epochs}{taught}{begun}, from {source.describe()}"
-        f" on {processes}{device} in {config.precision}, {time} or more{compiled}{idle}{cut}"
+        f" on {processes}{device}{decoding} in {config.precision}, {time} or more"
+        f"{compiled}{idle}{cut}"
     )
 
 

@@ -34,7 +34,7 @@ def tiny_config(objective: str = "silc", *, steps: int = 4, **changes) -> Config
         vision=VisionConfig(image_size=16, patch_size=8, **TOWER),
         text=TextConfig(vocab_size=300, context_length=12, **TOWER),
         views=ViewsConfig(global_size=16, local_size=8, num_local=2),
-        data=DataConfig(decode_size=32),
+        data=DataConfig(decode_size=32, num_workers=0),
         distillation=DistillationConfig(
             num_prototypes=64, hidden_dim=32, bottleneck_dim=16, ema_momentum=0.9
         ),

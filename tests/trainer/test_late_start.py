@@ -163,7 +163,7 @@ SECTIONS = {
     "vision": {**TOWER, "image_size": 32, "patch_size": 8},
     "text": {**TOWER, "vocab_size": 300, "context_length": 12},
     "views": {"global_size": 32, "local_size": 16, "num_local": 2},
-    "data": {"decode_size": 32},
+    "data": {"decode_size": 32, "num_workers": 0},
     "distillation": {"num_prototypes": 64, "hidden_dim": 32, "bottleneck_dim": 16},
     "probe": {"every": 5, "tasks": "shapes/knn,shapes/zeroshot", "limit": 24},
 }

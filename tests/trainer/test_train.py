@@ -216,6 +216,19 @@ def test_resuming_with_another_configuration_names_the_fields(tiny, finished, ch
     assert difference in caught.value.problem
 
 
+def test_a_run_that_began_with_a_size_of_its_images_goes_on_with_it(tiny, tmp_path):
+    """Also where the preset lets it follow the views by now."""
+    config = tiny("contrastive", steps=2, checkpoint_every=1, data={"decode_size": 48})
+    run(config, tmp_path / "run")
+    whole = end_of(tmp_path / "run")
+    checkpoint.find(tmp_path / "run").unlink()
+
+    following = replace(config, data=replace(config.data, decode_size=0))
+    assert following.canvas != config.canvas
+    run(following, tmp_path / "run", resume=True)
+    assert not differing(end_of(tmp_path / "run"), whole)
+
+
 @pytest.mark.parametrize(
     ("source", "about"), [("places", "--data places"), ("elsewhere/*.tar", "elsewhere/*.tar")]
 )

@@ -95,8 +95,10 @@ class DataConfig:
     # more than 16,777,216 pairs; else local ones are shuffled as a whole
     shuffle_shards: int = 8
     mirror_gb: float = 50.0  # local copies of remote shards, at most
-    decode_size: int = 512  # longer side of a decoded image, pixels
-    num_workers: int = 0
+    # Longer side of a decoded image, pixels; 0: what the views need (Config.canvas), and a JPEG of
+    # four times that or more is made smaller by its decoder.
+    decode_size: int = 0
+    num_workers: int = -1  # processes that decode, a rank; -1: one for each core there is
     seed: int = 0  # order of the samples and which caption of an image is read
 
 
@@ -291,13 +293,30 @@ class Config:
     @property
     def needed_pixels(self) -> int:
         """Longer side of a square image of which no view of a step has to be enlarged."""
+        return math.ceil(self._needed(1))
+
+    def _needed(self, aspect: float) -> float:
+        """Longer side of an image whose shorter one is ``aspect`` of it, with sharp views."""
         views = self.views
+
+        # A crop is a share of the area; the whole image is squashed to a square.
         sides = {
-            "original": views.global_size,
-            "global_crops": views.global_size / math.sqrt(views.global_area[0]),
-            "local_crops": views.local_size / math.sqrt(views.local_area[0]),
+            "original": views.global_size / aspect,
+            "global_crops": views.global_size / math.sqrt(views.global_area[0] * aspect),
+            "local_crops": views.local_size / math.sqrt(views.local_area[0] * aspect),
         }
-        return math.ceil(max(sides[kind] for kind in self.view_kinds))
+        return max(sides[kind] for kind in self.view_kinds)
+
+    @property
+    def canvas(self) -> int:
+        """Pixels a side of the square that each decoded image lies on, at most as large.
+
+        Where no ``decode_size`` says it, no view of an image of 3 to 4 has to be enlarged, the
+        shape of most photographs; a multiple of 32.
+        """
+        if self.data.decode_size:
+            return self.data.decode_size
+        return 32 * math.ceil(self._needed(3 / 4) / 32)
 
     @property
     def name(self) -> str:
@@ -388,7 +407,7 @@ BOUNDS = (
             "checkpoint_keep_every",
             "checkpoint_minutes",
             "contrastive.max_scale",
-            "data.num_workers",
+            "data.decode_size",
             "distillation.ema_batch",
             "distillation.weight",
             "masked.weight",
@@ -403,6 +422,7 @@ BOUNDS = (
             "views.num_local",
         ),
     ),
+    Bound("at least -1", lambda number: number >= -1, ("data.num_workers",)),
     # A contrastive loss needs a negative, and one prototype would take every image.
     Bound("at least 2", lambda number: number >= 2, ("batch_size", "distillation.num_prototypes")),
     Bound(

@@ -35,6 +35,10 @@ YOUNGER = (
     "exchange",
 )
 
+# How data is read, which is no part of what is learned: any number of workers reads the same
+# batches. Records hold these as parts of their recipe, when no run had others, so they stay parts.
+UNLEARNED = {"data.num_workers": "0", "data.mirror_gb": "50.0"}
+
 
 def named(source: str) -> str:
     """A source as others may read it: where a folder lies on one machine tells them nothing."""
@@ -56,4 +60,4 @@ def recipe_of(config: Config) -> str:
 
     # `--seed` sets this one too. 0, which records of the first seed hold, and not left out.
     fields["data.seed"] = config.data.seed - config.seed
-    return hash_of({name: str(value) for name, value in fields.items()})
+    return hash_of({name: str(value) for name, value in fields.items()} | UNLEARNED)

@@ -282,7 +282,7 @@ def look(
             advance(1)
             try:
                 caption = reader.text(position)
-                image = reader.image(position)
+                image = reader.image(position, config.decode_size or images.MAX_SIDE)
             except UnreadableError as error:
                 damage.add(error.cause, error.where)
                 reader.passed_over()
@@ -291,7 +291,7 @@ def look(
                 counts = changed if isinstance(skipped, ChangedError) else damage
                 counts.add(skipped.cause, skipped.where)
 
-            height, width, _ = image.shape
+            width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
             measured.append((width, height, len(caption), len(caption.split())))
             captions.append(caption)
 

@@ -69,22 +69,20 @@ class PlacesReader:
                 about=f"data.filters={config.filters!r}",
                 fix="leave the filters out, or places",
             )
-        if config.decode_size < SMALLEST:
+        if 0 < config.decode_size < SMALLEST:
             raise UserError(
                 "too small for places",
                 about=f"data.decode_size={config.decode_size}",
                 fix=f"at least {SMALLEST}",
             )
         self._seed = config.seed
-        self._size = min(config.decode_size, LARGEST_SCENE)
         self.num_samples = self._world.num_pairs
         self._orders = LastTwo(self._order)
 
-        # drawing costs about as much as a step of the small towers that learn from these scenes
-        num_bytes = (self._world.num_pairs or 0) * 3 * self._size**2
-        self._is_kept = 0 < num_bytes <= KEPT_BYTES
-        self._texts: dict[int, str] = {}  # by index, of a set that is kept
-        self._images: dict[int, np.ndarray] = {}
+        # Of a set of pairs, by index. Drawing an image costs about as much as a step of the small
+        # towers that learn from these scenes.
+        self._texts: dict[int, str] = {}
+        self._images: dict[tuple[int, int], np.ndarray] = {}  # and by size
 
     def describe(self) -> str:
         count = "endless" if self.num_samples is None else f"{self.num_samples:,} pairs"
@@ -98,7 +96,7 @@ class PlacesReader:
         if index not in self._texts:
             scene = _scene(self._world, self._seed, index)
             text = caption(scene, self._world, number, is_noisy=True)
-            if not self._is_kept:
+            if not self._is_kept(SMALLEST):
                 return text
             self._texts[index] = text
         return self._texts[index]
@@ -111,16 +109,21 @@ class PlacesReader:
             scene = _scene(self._world, SEED_OF_CAPTIONS, index)
             yield caption(scene, self._world, number, is_noisy=True)
 
-    def image(self, position: int) -> np.ndarray:
+    def image(self, position: int, side: int) -> np.ndarray:
         """Read-only, where it is kept."""
         _, index = self._at(position)
-        if index not in self._images:
-            image = render(_scene(self._world, self._seed, index), self._size)[0]
-            if not self._is_kept:
+        size = min(side, LARGEST_SCENE)
+        if (index, size) not in self._images:
+            image = render(_scene(self._world, self._seed, index), size)[0]
+            if not self._is_kept(size):
                 return image
             image.flags.writeable = False
-            self._images[index] = image
-        return self._images[index]
+            self._images[index, size] = image
+        return self._images[index, size]
+
+    def _is_kept(self, size: int) -> bool:
+        """Whether all images of so many pixels a side fit into KEPT_BYTES."""
+        return 0 < (self.num_samples or 0) * 3 * size**2 <= KEPT_BYTES
 
     def passed_over(self) -> list[PassedOverError]:
         return []

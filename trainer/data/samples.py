@@ -1,6 +1,6 @@
 """Image-text pairs by position: what a reader promises, and what all readers share.
 
-Flow: ``reader.text(p)`` and ``reader.image(p)`` give entry p of an endless stream, a pure
+Flow: ``reader.text(p)`` and ``reader.image(p, S)`` give entry p of an endless stream, a pure
 function of (seed, p), in any order and in any process; ``silc_bench.trainer.data.stream`` makes
 batches of them. ``reader.captions_of_data(count)`` is what a tokenizer is trained on: no seed
 decides it, so that runs with several seeds share a tokenizer.
@@ -14,7 +14,7 @@ by spaces, and all of them must hold. ``text`` is a caption's length in characte
 ``height`` and ``side`` (the shorter one) are pixels. Every other name is a column of the sample's
 ``.json``, as img2dataset writes it, or of its row in a list of captions.
 
-Shapes: S = decode_size pixels, the longest side an image may have; an image is [h, w, 3].
+Shapes: S pixels, the longest side an image may have.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from silc_bench.datasets.files import images, shards, texts
 from silc_bench.datasets.generated.shapes import captions as shapes_captions
@@ -41,6 +41,9 @@ from silc_bench.datasets.generated.shapes import scenes as shapes
 from silc_bench.errors import DataError, ExplainedError, UserError
 from silc_bench.later import np
 from silc_bench.trainer.config.config import DataConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Pixels a side of a generated scene: a larger one shows nothing more, in a smaller one the shapes
 # cannot be told apart.
@@ -124,8 +127,8 @@ class Reader(Protocol):
 
     def text(self, position: int) -> str: ...
 
-    def image(self, position: int) -> np.ndarray:
-        """uint8 [h, w, 3], no side longer than S.
+    def image(self, position: int, side: int) -> Image.Image | np.ndarray:
+        """RGB as Pillow decoded it, or uint8 [h, w, 3], no side longer than ``side`` pixels.
 
         UnreadableError, as for ``text``, leaves the entry out.
         """
@@ -159,12 +162,11 @@ class ShapesReader:
         if config.filters:
             problem = "shapes cannot meet a filter: scenes are generated, without columns"
             raise UserError(problem, about="data.filters", fix="leave the filters out, or shapes")
-        if config.decode_size < SMALLEST_SCENE:
+        if 0 < config.decode_size < SMALLEST_SCENE:
             problem = f"{config.decode_size} is too small for shapes"
             fix = f"give at least {SMALLEST_SCENE}"
             raise UserError(problem, about="data.decode_size", fix=fix)
         self._seed = config.seed
-        self._size = min(config.decode_size, LARGEST_SCENE)
 
     def describe(self) -> str:
         return f"shapes (generated, endless, seed {self._seed})"
@@ -178,8 +180,8 @@ class ShapesReader:
     def captions_of_data(self, count: int) -> Iterator[str]:
         return (_caption(SEED_OF_CAPTIONS, position) for position in range(count))
 
-    def image(self, position: int) -> np.ndarray:
-        return drawing.render(_scene(self._seed, position), self._size)[0]
+    def image(self, position: int, side: int) -> np.ndarray:
+        return drawing.render(_scene(self._seed, position), min(side, LARGEST_SCENE))[0]
 
     def passed_over(self) -> list[PassedOverError]:
         return []
@@ -285,11 +287,13 @@ class EpochReader:
             captions = self.filters.captions(self.captions(index))
             return choose_caption(captions, self.config.seed, epoch, index)
 
-    def image(self, position: int) -> np.ndarray:
+    def image(self, position: int, side: int) -> Image.Image:
         _, index = self.find(position)
         with one_sample(self.where(index)):
             data = self.image_bytes(index)
-            image = decoded(data, self.config.decode_size)
+            # A size that a recipe gives keeps the pixels that its numbers were measured with.
+            may_shrink = self.config.decode_size == 0
+            image = images.decode_within(data, side, may_shrink=may_shrink)
             if images.is_turned(data):
                 self.skipped.append(ChangedError(TURNED, self.where(index)))
             return image
@@ -502,19 +506,6 @@ def columns_of(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(columns, dict):
         raise UnreadableError("JSON that cannot be read", where)
     return columns
-
-
-def decoded(data: bytes, decode_size: int) -> np.ndarray:
-    """uint8 [h, w, 3], the longer side at most ``decode_size``; turned as its EXIF says.
-
-    Raises:
-        DamagedImageError: no image.
-    """
-    image = images.decode_image(data, is_upright=True)
-
-    # It keeps the aspect and never enlarges; making a small image larger is the views' part.
-    image.thumbnail((decode_size, decode_size))
-    return np.asarray(image)
 
 
 # ---- which samples are left out ----

@@ -24,6 +24,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from silc_bench.datasets.files import remote, shards
 from silc_bench.datasets.files.shards import Damage
@@ -43,6 +44,9 @@ from silc_bench.trainer.data.samples import (
     random_words,
 )
 from silc_bench.trainer.data.shards import ShardsReader
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BLOCK = 1000  # entries: a share is met to 0.1 %
 
@@ -170,9 +174,9 @@ class MixedReader:
         reader, inner = self.find(position)
         return self._readers[reader].text(inner)
 
-    def image(self, position: int) -> np.ndarray:
+    def image(self, position: int, side: int) -> Image.Image | np.ndarray:
         reader, inner = self.find(position)
-        return self._readers[reader].image(inner)
+        return self._readers[reader].image(inner, side)
 
     def captions_of_data(self, count: int) -> Iterator[str]:
         """Of each source as many as its share; the tokenizer does not mind their order."""

@@ -20,39 +20,53 @@ is the next B / N of each node that can be read. Where one cannot, its own node 
 further, and no other does. So a batch also says how many entries each node has gone (``nodes``),
 and ``position`` is their sum.
 
-ReadAhead does the reading in the background: in a thread, or in processes of its own. Flow:
-``with ReadAhead(reader, decode_size, num_workers) as ahead`` -> ``ahead.ask(positions)``, which
-begins at once -> ``Asked.rows()``, which waits for the Rows. What an earlier answer holds already
-is taken from there and not read again. The processes are the workers of a DataLoader, which brings
-their tensors back in shared memory and ends them with the trainer.
+ReadAhead does the reading in the background: in a thread, or in processes of its own, the workers
+of a DataLoader, which end with the trainer. Flow: ``with ReadAhead(reader, S, b, num_workers) as
+ahead`` -> ``ahead.ask(positions)``, which begins at once -> ``Asked.rows()``, which waits for the
+Rows. What an earlier answer holds already is taken from there and not read again.
 
-Shapes: B pairs a batch, of which a process has b; n entries; S = decode_size, pixels a side of the
-square canvas that each image lies on.
+Images are written where they stay (``Canvases``): a worker, or the thread, decodes each into its
+row of the batch, in memory that the workers share and a GPU reads page-locked. The answer of a
+worker is texts and sizes. Only what takes the place of damaged entries is sent and copied, and all
+that workers read who are no forks, and so do not share memory.
+
+Shapes: B pairs a batch, of which a process has b; n entries; S pixels a side of the square canvas
+that each image lies on.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import multiprocessing
 import os
 import signal
-import tempfile
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import DataError, RunError, UserError, first_line
 from silc_bench.system.limits import num_cores
-from silc_bench.system.processes import begun, concatenated, is_of_dead_reader, node
+from silc_bench.system.processes import (
+    begun,
+    concatenated,
+    is_of_dead_reader,
+    node,
+    num_local_ranks,
+)
+from silc_bench.system.terminal import warn
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     ChangedError,
@@ -66,13 +80,12 @@ from silc_bench.trainer.data.sources import open_reader
 BATCHES_AHEAD = 2
 
 # Parts that a request is cut into, for each worker. With few, one worker would wait long for
-# another; with many, many tensors would be sent.
+# another; with many, many answers would be sent.
 PIECES = 4
 
-# Workers send tensors through a socket in a folder that multiprocessing makes in TMPDIR. The system
-# allows 107 letters for a socket's path, and multiprocessing needs 32 of them. With a longer path a
-# worker dies where torch does not see it, and the run would wait for ever.
-LONGEST_TMPDIR = 107 - 32
+# Batches that have a place: those that are being made, the one that is handed over, the one that
+# the trainer still holds then, and one more that a GPU may still be reading.
+PLACES = BATCHES_AHEAD + 3
 
 # Position of an entry, and why it cannot be read; or, among notes, what it did without.
 Failure: TypeAlias = tuple[int, UnreadableError]
@@ -88,19 +101,38 @@ class Batch:
     nodes: tuple[int, ...] = ()  # of several nodes: how many of its entries each has gone
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, side: int = 0) -> Source:
     """The stream that ``config.source`` names.
+
+    Args:
+        side: pixels a side of a canvas, where ``config.decode_size`` is 0 and so follows the views
+            (``Config.canvas``).
 
     Raises UserError and RunError as ``open_reader`` does.
     """
-    for name, lowest in (("decode_size", 1), ("num_workers", 0), ("seed", 0)):
-        value = getattr(config, name)
+    for name, value, lowest in (
+        ("decode_size", config.decode_size or side, 1),
+        ("num_workers", config.num_workers, -1),
+        ("seed", config.seed, 0),
+    ):
         if value < lowest:
             fix = f"give {lowest} or more"
             raise UserError(f"{value} is too small", about=f"data.{name}", fix=fix)
 
     damage = Damage()
-    return Source(open_reader(config, damage, node()), config, damage)
+    return Source(open_reader(config, damage, node()), config, damage, side)
+
+
+def num_readers(config: DataConfig) -> int:
+    """How many processes read for this one; 0: a thread of its own does.
+
+    Where ``num_workers`` is -1, as many as there are cores, of those that the ranks of this machine
+    share; and none where that is one, because a process would only take turns with the trainer.
+    """
+    if config.num_workers >= 0:
+        return config.num_workers
+    cores = num_cores() // num_local_ranks()
+    return cores if cores > 1 else 0
 
 
 def crowding(num_workers: int, num_ranks: int) -> str | None:
@@ -126,12 +158,14 @@ class Source:
     ``changed`` what was read in another form than it is stored.
     """
 
-    def __init__(self, reader: Reader, config: DataConfig, damage: Damage) -> None:
+    def __init__(self, reader: Reader, config: DataConfig, damage: Damage, side: int = 0) -> None:
+        """``side``: as in ``open_source``."""
         self.damage = damage
         self.changed = Damage()
         self.num_samples = reader.num_samples  # of an epoch; None: never repeats
         self._reader = reader
-        self._config = config
+        self._num_readers = num_readers(config)
+        self._side = config.decode_size or side
         # Where and why: a loss is counted once, however many epochs meet it.
         self._counted: set[tuple[str, str]] = set()
 
@@ -195,7 +229,7 @@ class Source:
             members = [position for position in candidates if position not in failed]
             return members[local_rank * share : (local_rank + 1) * share]
 
-        with ReadAhead(self._reader, self._config.decode_size, self._config.num_workers) as ahead:
+        with ReadAhead(self._reader, self._side, share, self._num_readers) as ahead:
             coming = deque(ahead.ask(own(number)) for number in range(BATCHES_AHEAD))
 
             while True:
@@ -262,7 +296,7 @@ def _divided(told: Failures, notes: Failures) -> Failures:
 
 @dataclass(frozen=True)
 class Rows:
-    """Entries that were asked for, a row each; the row of one that cannot be read is blank."""
+    """Entries that were asked for, a row each; that of one that cannot be read holds anything."""
 
     positions: Sequence[int]
     images: Tensor  # uint8 [n, 3, S, S]: each image top-left on a black canvas
@@ -270,6 +304,27 @@ class Rows:
     texts: list[str]
     failures: Failures
     notes: Failures  # of rows that could be read, but not all of them
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Entries that one worker reads at a time."""
+
+    positions: Sequence[int]
+    place: int | None  # which of the Canvases gets the images; None: they are sent
+    first: int = 0  # row of the place
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a piece is; nothing of it is a tensor, which would be sent by way of a socket."""
+
+    positions: Sequence[int]
+    images: np.ndarray | None  # uint8 [n, 3, S, S], where they are sent
+    sizes: np.ndarray  # int64 [n, 2]
+    texts: list[str]
+    failures: Failures
+    notes: Failures
 
 
 @dataclass(frozen=True)
@@ -288,11 +343,14 @@ class ReadAhead:
     Use as a context manager: leaving it ends them.
     """
 
-    def __init__(self, reader: Reader, decode_size: int, num_workers: int) -> None:
-        self._loader = _Loader(reader, decode_size)
+    def __init__(self, reader: Reader, side: int, num_rows: int, num_workers: int) -> None:
+        """``side``: pixels of a canvas; ``num_rows``: entries that are asked for at a time."""
+        self._canvases = Canvases(num_rows, side)
+        self._is_shared = not num_workers or multiprocessing.get_start_method() == "fork"
+        self._loader = _Loader(reader, side, self._canvases.memory if self._is_shared else None)
         self._num_workers = num_workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="data")
-        self._queue: deque[Sequence[int]] = deque()  # pieces asked for that no worker has yet
+        self._queue: deque[Piece] = deque()  # pieces asked for that no worker has yet
         self._answers = _in_workers(self._loader, self._queue, num_workers) if num_workers else None
 
     def __enter__(self) -> Self:
@@ -308,22 +366,51 @@ class ReadAhead:
     def ask(self, positions: Sequence[int], known: Asked | None = None) -> Asked:
         """Begin to read ``positions``, after what was asked for before.
 
-        Rows that ``known`` has are copied from it.
+        Rows that ``known`` has are taken from it. They are moved, so it is of no use any more; its
+        positions have to be as many, and each at most as far on as the new one of its row.
         """
         known_positions = set(known.positions) if known else set()
         missing = [position for position in positions if position not in known_positions]
+        place = images = None
+        if known is None and self._is_shared:
+            place, images = self._canvases.take()
 
         size = max(1, math.ceil(len(missing) / (PIECES * self._num_workers or 1)))
-        pieces = [missing[first : first + size] for first in range(0, len(missing), size)]
+        pieces = [
+            Piece(missing[first : first + size], place, first)
+            for first in range(0, len(missing), size)
+        ]
         if self._answers is not None:
             self._queue.extend(pieces)
-        return Asked(positions, self._thread.submit(self._join, positions, pieces, known))
+        if known is not None:
+            return Asked(positions, self._thread.submit(self._replace, positions, pieces, known))
+        return Asked(positions, self._thread.submit(self._join, positions, pieces, place, images))
 
-    def _join(self, positions: Sequence[int], pieces: list[list[int]], known: Asked | None) -> Rows:
-        """The rows of ``positions``, from the pieces that were read and from what is known.
+    def _join(
+        self,
+        positions: Sequence[int],
+        pieces: list[Piece],
+        place: int | None,
+        images: np.ndarray | None,
+    ) -> Rows:
+        """The rows of ``positions``: those of the place, or where there is none those sent."""
+        read = self._read(pieces)
+        if images is None:
+            images = np.concatenate([answer.images for answer in read if answer.images is not None])
+        return Rows(
+            positions,
+            self._canvases.tensor(images, place),
+            torch.from_numpy(np.concatenate([answer.sizes for answer in read])),
+            [text for answer in read for text in answer.texts],
+            [failure for answer in read for failure in answer.failures],
+            [note for answer in read for note in answer.notes],
+        )
 
-        It runs in the thread, in the order of asking, which is the order of the workers' answers.
-        """
+    def _replace(self, positions: Sequence[int], pieces: list[Piece], known: Asked) -> Rows:
+        return _moved(known.rows(), positions, self._read(pieces))
+
+    def _read(self, pieces: list[Piece]) -> list[Answer]:
+        """It runs in the thread, in the order of asking, which is the order of the answers."""
         answers = [
             self._loader[piece] if self._answers is None else self._next() for piece in pieces
         ]
@@ -332,19 +419,9 @@ class ReadAhead:
         for answer in answers:
             if isinstance(answer, UserError | RunError):
                 raise answer
+        return [answer for answer in answers if isinstance(answer, Answer)]
 
-        parts = [answer for answer in answers if isinstance(answer, Rows)]
-        if known is not None:
-            parts = [known.rows(), *parts]
-        rows = _rows_of(positions, parts)
-
-        # A page-locked batch goes to the GPU while the GPU works. Locking takes long, so it is done
-        # here and not before a step.
-        if torch.cuda.is_initialized():
-            rows = replace(rows, images=rows.images.pin_memory())
-        return rows
-
-    def _next(self) -> Rows | UserError | RunError:
+    def _next(self) -> Answer | UserError | RunError:
         assert self._answers is not None
         try:
             return next(answer for answer in self._answers if answer is not None)
@@ -359,93 +436,187 @@ class ReadAhead:
             raise RunError(problem, about="data.num_workers", fix=fix) from error
 
 
+def _moved(known: Rows, positions: Sequence[int], read: list[Answer]) -> Rows:
+    """The rows of ``positions``: those of ``known``, moved within its memory, and what was read."""
+    assert len(known.positions) == len(positions)
+    images, sizes, texts = known.images, known.sizes, known.texts
+    row_of = {position: row for row, position in enumerate(known.positions)}
+
+    # Both ascend and entries only leave, so a row moves to a lower one, whose own has moved before.
+    for row, position in enumerate(positions):
+        old = row_of.get(position, row)
+        assert row <= old
+        if row < old:
+            images[row], sizes[row], texts[row] = images[old], sizes[old], texts[old]
+
+    row_of = {position: row for row, position in enumerate(positions)}
+    for answer in read:
+        assert answer.images is not None, "what takes the place of others is sent"
+        for number, position in enumerate(answer.positions):
+            row = row_of[position]
+            images[row] = torch.from_numpy(answer.images[number])
+            sizes[row] = torch.from_numpy(answer.sizes[number])
+            texts[row] = answer.texts[number]
+
+    parts = (known, *read)
+    error_at = dict(failure for part in parts for failure in part.failures)
+    failures = [(position, error_at[position]) for position in positions if position in error_at]
+    notes = [note for part in parts for note in part.notes if note[0] in row_of]
+    return Rows(positions, images, sizes, texts, failures, notes)
+
+
 class _Loader(Dataset):
-    """``loader[positions]`` reads them.
+    """``loader[piece]`` reads it.
 
     An error that ends the run is returned and not raised: a worker would bury it in a traceback.
     """
 
-    def __init__(self, reader: Reader, decode_size: int) -> None:
+    def __init__(self, reader: Reader, side: int, canvases: np.ndarray | None) -> None:
         self._reader = reader
-        self._decode_size = decode_size
+        self._side = side
+        self._canvases = canvases  # uint8 [PLACES, b, 3, S, S]; None: they are not shared
 
-    def __getitem__(self, positions: Sequence[int]) -> Rows | UserError | RunError | None:
+    def __getitem__(self, piece: Piece | None) -> Answer | UserError | RunError | None:
         try:
-            return self._read(positions) if positions else None
+            return None if piece is None else self._read(piece)
         except (UserError, RunError) as error:
             return error
 
-    def _read(self, positions: Sequence[int]) -> Rows:
-        count = len(positions)
-        images = np.zeros((count, 3, self._decode_size, self._decode_size), np.uint8)
+    def _read(self, piece: Piece) -> Answer:
+        count = len(piece.positions)
+        is_sent = piece.place is None
+        if piece.place is None:
+            rows = np.empty((count, 3, self._side, self._side), np.uint8)
+        else:
+            assert self._canvases is not None
+            rows = self._canvases[piece.place, piece.first : piece.first + count]
         sizes = np.zeros((count, 2), np.int64)
         texts = [""] * count
         failures = Failures()
         notes = Failures()
 
-        for row, position in enumerate(positions):
+        for row, position in enumerate(piece.positions):
             try:
                 text = self._reader.text(position)
-                image = self._reader.image(position)
+                image = self._reader.image(position, self._side)
             except UnreadableError as error:
                 failures.append((position, error))
                 self._reader.passed_over()  # of an entry that is left out as a whole
                 continue
             notes += ((position, skipped) for skipped in self._reader.passed_over())
-
-            height, width, _ = image.shape
-            images[row, :, :height, :width] = image.transpose(2, 0, 1)
-            sizes[row] = (height, width)
+            sizes[row] = put(image, rows[row])
             texts[row] = text
 
-        return Rows(
-            positions, torch.from_numpy(images), torch.from_numpy(sizes), texts, failures, notes
-        )
+        images = rows if is_sent else None
+        return Answer(piece.positions, images, sizes, texts, failures, notes)
 
 
-def _rows_of(positions: Sequence[int], parts: list[Rows]) -> Rows:
-    """The rows of ``positions``, in their order; the parts may hold others too."""
-    known_positions = [position for part in parts for position in part.positions]
-    is_in_order = known_positions == list(positions)
-    if len(parts) == 1 and is_in_order:
-        return parts[0]  # the usual case copies nothing
+def put(image: Image.Image | np.ndarray, row: np.ndarray) -> tuple[int, int]:
+    """Write an image top-left into ``row`` uint8 [3, S, S], black around it.
 
-    images = torch.cat([part.images for part in parts])
-    sizes = torch.cat([part.sizes for part in parts])
-    texts = [text for part in parts for text in part.texts]
-    if not is_in_order:
-        row_of = {position: row for row, position in enumerate(known_positions)}
-        order = [row_of[position] for position in positions]
-        images = images[order]
-        sizes = sizes[order]
-        texts = [texts[row] for row in order]
+    Returns its height and width. ``image`` is RGB, or uint8 [h, w, 3].
+    """
+    if isinstance(image, np.ndarray):
+        height, width, _ = image.shape
+        row[:, :height, :width] = image.transpose(2, 0, 1)
+    else:
+        # Pillow takes a channel out of its pixels faster than NumPy turns an array of all three.
+        width, height = image.size
+        for plane, channel in zip(row, "RGB", strict=True):
+            pixels = np.frombuffer(image.tobytes("raw", channel), np.uint8)
+            plane[:height, :width] = pixels.reshape(height, width)
+    row[:, height:] = 0
+    row[:, :height, width:] = 0
+    return height, width
 
-    error_at = dict(failure for part in parts for failure in part.failures)
-    failures = [(position, error_at[position]) for position in positions if position in error_at]
-    wanted = set(positions)
-    notes = [note for part in parts for note in part.notes if note[0] in wanted]
-    return Rows(positions, images, sizes, texts, failures, notes)
+
+# ---- where batches lie ----
+
+
+class Canvases:
+    """Memory of PLACES batches, which forks of this process share and which is used again.
+
+    ``take`` gives a place. It is free again once nobody holds what was made of it, however many
+    views of it there were; on a GPU, once the GPU has also done what it was asked for by then. The
+    first free place is taken, because memory that was never written to costs nothing, and its first
+    use more than a copy.
+
+    Nothing of it has a name (an anonymous mapping): a killed run leaves nothing behind, and it does
+    not count for ``/dev/shm``, of which a container may have 64 MB.
+    """
+
+    def __init__(self, num_rows: int, side: int) -> None:
+        shape = (num_rows, 3, side, side)
+        size = math.prod(shape)
+
+        # Pages are locked for a GPU as a whole, so no two places share one.
+        step = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._all = np.frombuffer(mmap.mmap(-1, PLACES * step), np.uint8)
+        rows = self._all.reshape(PLACES, step)[:, :size]
+        self.memory = rows.reshape(PLACES, *shape)  # uint8 [PLACES, b, 3, S, S]
+        assert np.may_share_memory(self.memory, self._all)
+        self._is_free = [True] * PLACES
+        self._marks: list[torch.cuda.Event | None] = [None] * PLACES  # of what a GPU reads yet
+        self._locked: set[int] = set()
+        self._can_lock = True
+
+    def take(self) -> tuple[int, np.ndarray] | tuple[None, None]:
+        """(Its number, uint8 [b, 3, S, S]) of a free place; (None, None) where there is none.
+
+        In the thread that computes, whose GPU it is: another thread may have another one.
+        """
+        for place, mark in enumerate(self._marks):
+            if self._is_free[place] and (mark is None or mark.query()):
+                stream = None
+                if torch.cuda.is_initialized():
+                    stream = torch.cuda.current_stream()
+                    self._lock(place)
+                self._is_free[place] = False
+                images = self.memory[place]  # an array of its own, which every view of it holds
+                weakref.finalize(images, self._give_back, place, stream).atexit = False
+                return place, images
+        return None, None
+
+    def _give_back(self, place: int, stream: torch.cuda.Stream | None) -> None:
+        if stream is not None:  # which may still have to copy it to the GPU
+            self._marks[place] = stream.record_event()
+        self._is_free[place] = True
+
+    def _lock(self, place: int) -> None:
+        """Page-lock a place, once: from such memory a batch goes to the GPU while that computes."""
+        if place in self._locked or not self._can_lock:
+            return
+        images = self.memory[place]
+        cuda = torch.cuda.cudart()
+        error = cuda.cudaHostRegister(images.ctypes.data, images.nbytes, 0)
+        if error == cuda.cudaError.success:
+            self._locked.add(place)
+            weakref.finalize(self._all, cuda.cudaHostUnregister, images.ctypes.data).atexit = False
+        else:
+            self._can_lock = False
+            warn(
+                "CUDA does not lock the memory of batches where it lies"
+                f" ({cuda.cudaGetErrorString(error)}): each batch is copied once more"
+            )
+
+    def tensor(self, images: np.ndarray, place: int | None) -> Tensor:
+        """``images`` of a place, or of none, as a tensor; page-locked where a GPU is in use."""
+        tensor = torch.from_numpy(images)
+        if place in self._locked or not torch.cuda.is_initialized():
+            return tensor
+        return tensor.pin_memory()
 
 
 # ---- workers ----
 
 
 def _in_workers(
-    loader: _Loader, queue: deque[Sequence[int]], num_workers: int
-) -> Iterator[Rows | UserError | RunError | None]:
+    loader: _Loader, queue: deque[Piece], num_workers: int
+) -> Iterator[Answer | UserError | RunError | None]:
     """Answers in the order of the queue, and None where it was empty.
 
     They come from processes that end with the iterator.
     """
-    folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) > LONGEST_TMPDIR:
-        problem = (
-            f"processes that read data cannot send it by way of {folder}, whose name is longer"
-            f" than {LONGEST_TMPDIR} letters"
-        )
-        fix = "set the variable TMPDIR to a shorter folder, as in TMPDIR=/tmp"
-        raise UserError(problem, about="data.num_workers", fix=fix)
-
     with warnings.catch_warnings():
         # ``crowding`` says it in a sentence, once.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -463,14 +634,14 @@ def _in_workers(
         )
 
 
-def _pieces(queue: deque[Sequence[int]]) -> Iterator[Sequence[int]]:
+def _pieces(queue: deque[Piece]) -> Iterator[Piece | None]:
     """What to read next, for ever.
 
     A DataLoader asks for more as soon as it has handed something over. Where nothing is asked of
-    us, it gets an empty piece, which a worker answers with None at once.
+    us, it gets no piece, which a worker answers with None at once.
     """
     while True:
-        yield queue.popleft() if queue else ()
+        yield queue.popleft() if queue else None
 
 
 def _leave_the_group(worker: int) -> None:

@@ -18,7 +18,7 @@ from silc_bench.errors import RunError
 from silc_bench.system.processes import num_local_ranks, num_ranks
 from silc_bench.system.terminal import warn
 from silc_bench.trainer.config.config import Config
-from silc_bench.trainer.data.stream import Batch, crowding
+from silc_bench.trainer.data.stream import Batch, crowding, num_readers
 from silc_bench.trainer.device import whole
 from silc_bench.trainer.monitor.bounds import MAX_LEFT_OUT, MAX_WAIT
 from silc_bench.trainer.monitor.health import Health, Verdict
@@ -181,8 +181,9 @@ def _faster_data(config: Config) -> str:
     ways = []
 
     # One worker more is advised only where there is a core for it.
-    if crowding(data.num_workers + 1, num_local_ranks()) is None:
-        ways.append(f"raise data.num_workers (now {data.num_workers})")
+    workers = num_readers(data)
+    if crowding(workers + 1, num_local_ranks()) is None:
+        ways.append(f"raise data.num_workers (now {workers})")
     if data.decode_size > needed:
         ways.append(
             f"lower data.decode_size (now {data.decode_size}, the smallest crops need {needed})"

@@ -1,6 +1,7 @@
 """Encoded images: which formats are read, how large they may be, and which way up they stand.
 
-Flow: ``open_image(data)`` reads the header alone; ``decode_image(data)`` -> RGB.
+Flow: ``open_image(data)`` reads the header alone; ``decode_image(data)`` -> RGB, and
+``decode_within(data, side)`` -> RGB that is no larger than a square.
 
 Pillow chooses a decoder by the first bytes, not by the name of a file. It is offered the FORMATS
 alone, which it decodes itself, in memory: an EPS that is called .jpg would start Ghostscript.
@@ -15,6 +16,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image
 
@@ -32,6 +35,9 @@ UNREAD_EXTENSIONS = (
     *("raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf"),
 )
 SAVE_AS = "as JPEG or PNG"
+# Times the size that is asked for, from which on fewer pixels may be the start: Pillow's default,
+# which it calls very close to a fair resampling.
+GAP = 2
 
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MAX_PIXELS = 64_000_000  # an image that claims more is taken for a decompression bomb
@@ -137,6 +143,47 @@ def decode_image(data: bytes, is_upright: bool = False) -> Image.Image:
         DamagedImageError: not an image, a broken one, one of more than MAX_PIXELS or a side above
             MAX_SIDE, or one whose values do not fit 8 bits.
     """
+    image = _bounded(data)
+    with _explained():
+        decoded = image.convert("RGB")
+    return _turned(decoded, orientation_of(image, data)) if is_upright else decoded
+
+
+def decode_within(data: bytes, side: int, *, may_shrink: bool = False) -> Image.Image:
+    """As ``decode_image``, upright, and no side longer than ``side`` pixels.
+
+    It keeps the aspect and never enlarges.
+
+    Args:
+        may_shrink: of a JPEG that is four times as long or more, the decoder computes a half, a
+            quarter or an eighth of each side alone, at least twice what is asked for (as Pillow's
+            own ``thumbnail`` does). It is cheaper, and pixels differ a little.
+
+    Raises:
+        DamagedImageError: as ``decode_image``.
+    """
+    image = _bounded(data)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    times = max(image.size) / side
+    with _explained():
+        if is_jpeg and may_shrink and times >= 2 * GAP:
+            width, height = (max(1, round(pixels / times)) for pixels in image.size)
+            drafted = image.draft(None, (GAP * width, GAP * height))
+            box = drafted[1] if drafted else None  # the last row may be a part of one
+            small = image.convert("RGB").resize((width, height), box=box, reducing_gap=GAP)
+            return _turned(small, orientation_of(image, data))
+        image.load()
+
+        # What is RGB is copied by ``convert``. Of a JPEG the copy is spared; other decoders come
+        # back to their file.
+        decoded = image if is_jpeg and image.mode == "RGB" else image.convert("RGB")
+    decoded = _turned(decoded, orientation_of(image, data))
+    decoded.thumbnail((side, side), reducing_gap=GAP)
+    return decoded
+
+
+def _bounded(data: bytes) -> Image.Image:
+    """An image that is not decoded yet, of a size and a kind that can be."""
     # Pillow opens lazily: the claimed size is known before any pixel takes memory
     image = open_image(data)
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
@@ -145,13 +192,18 @@ def decode_image(data: bytes, is_upright: bool = False) -> Image.Image:
     # Pillow would cut these values off at 255, which makes another image of them
     if image.mode in ("F", "I") or image.mode.startswith("I;"):
         raise DamagedImageError("image of more than 8 bits", f"mode {image.mode}")
+    return image
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """DamagedImageError for whatever a decoder raises in the block."""
     try:
-        decoded = image.convert("RGB")
+        yield
     except MemoryError:
         raise
     except Exception as error:
         raise DamagedImageError("corrupt image", what_broke(error)) from error
-    return _turned(decoded, orientation_of(image, data)) if is_upright else decoded
 
 
 def size_of(data: bytes, is_upright: bool = False) -> tuple[int, int]:

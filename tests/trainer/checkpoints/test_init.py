@@ -163,7 +163,7 @@ LAYOUT = """
     text.width=32 text.depth=2 text.num_heads=4 text.mlp_dim=64 text.vocab_size=300
     vision.image_size=32 views.global_size=32 views.local_size=8 data.decode_size=40
     distillation.num_prototypes=64 distillation.hidden_dim=32 distillation.bottleneck_dim=16
-    batch_size=8 micro_batch=4 probe.every=0 log_every=1
+    batch_size=8 micro_batch=4 probe.every=0 log_every=1 data.num_workers=0
 """
 
 
@@ -491,7 +491,12 @@ def test_silc_star_is_a_second_phase(uneven, tmp_path):
     Without one it says what it needs.
     """
     shrunk = sets_of(uneven, "vision.", "text.", "views.", "distillation.", "batch_size")
-    shrunk += ["data.decode_size=32", "precision=fp32", "probe.tasks=shapes/zeroshot"]
+    shrunk += [
+        "data.decode_size=32",
+        "data.num_workers=0",
+        "precision=fp32",
+        "probe.tasks=shapes/zeroshot",
+    ]
     options = {"data": "shapes", "samples": 32, "sets": [*shrunk, "probe.limit=16"]}
     with pytest.raises(UserError, match="silc_star"):
         run(configure("silc_star", "silc", **options), tmp_path / "star")

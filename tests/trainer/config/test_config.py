@@ -164,8 +164,8 @@ OUTSIDE = {
     "9223372036854775808": "seed data.seed",
 }
 MAY_BE_ZERO = (
-    "distillation.ema_batch micro_batch views.num_local data.num_workers data.seed seed probe.every"
-    " checkpoint_keep_every views.blur_size tokenizer_captions"
+    "distillation.ema_batch micro_batch views.num_local data.num_workers data.decode_size data.seed"
+    " seed probe.every checkpoint_keep_every views.blur_size tokenizer_captions"
 )
 
 
@@ -192,7 +192,7 @@ def test_numbers_outside_their_bounds_are_refused(path, value):
 def test_no_number_is_negative_or_endless_and_few_are_zero(path):
     """0 patches, heads or steps would divide by zero."""
     default = FIELDS[path]
-    values = ["-1"]
+    values = ["-1"] if path != "data.num_workers" else ["-2"]  # -1: as many as there are cores
     if isinstance(default, float | tuple):
         values = ["nan", "inf"] + ["-1"] * (path != "contrastive.init_bias")
     elif path not in MAY_BE_ZERO.split():
@@ -327,6 +327,11 @@ def test_runs_that_differ_in_the_seed_alone_have_one_recipe():
     assert len(recipes) == 1
     other = recipe_of(configure("shapes_tiny", "silc", sets=["data.seed=1"]))
     assert other not in recipes
+
+
+@pytest.mark.parametrize("change", ["data.num_workers=8", "data.mirror_gb=100"])
+def test_how_the_data_is_read_is_no_part_of_the_recipe(change):
+    assert recipe_of(configure("shapes_tiny", "silc", sets=[change])) == RECIPE
 
 
 @pytest.mark.parametrize(

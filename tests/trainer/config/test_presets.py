@@ -273,17 +273,20 @@ def test_a_run_that_is_not_what_its_name_says_is_refused(objective, change, abou
 
 
 @pytest.mark.parametrize(
-    ("objective", "sets", "pixels"),
+    ("objective", "sets", "pixels", "canvas"),
     [
-        ("silc", "", 430),  # 96 / sqrt(0.05)
-        ("silc", "views.local_area=0.2,0.4", 405),  # 256 / sqrt(0.4)
-        ("contrastive+views", "", 405),
-        ("contrastive", "", 256),
+        ("silc", "", 430, 512),  # 96 / sqrt(0.05); 495.7 of an image of 3 to 4
+        ("silc", "views.local_area=0.2,0.4", 405, 480),  # 256 / sqrt(0.4); 467.4
+        ("silc", "views.local_size=112", 501, 608),  # 578.4
+        ("contrastive+views", "", 405, 480),
+        ("contrastive", "", 256, 352),  # 341.3: the shorter side has 256
+        ("contrastive", "data.decode_size=300", 256, 300),
     ],
 )
-def test_the_pixels_that_the_smallest_crop_of_a_step_needs(objective, sets, pixels):
+def test_the_pixels_that_the_smallest_crop_of_a_step_needs(objective, sets, pixels, canvas):
+    """Of a square image; and the side of the square that an image is decoded to."""
     config = configure("b16", objective, sets=sets.split())
-    assert config.needed_pixels == pixels
+    assert (config.needed_pixels, config.canvas) == (pixels, canvas)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

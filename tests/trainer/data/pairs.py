@@ -76,7 +76,8 @@ def shard(path, samples):
 
 
 def source(pattern, **fields):
-    return open_source(DataConfig(**({"source": str(pattern), "decode_size": 16} | fields)))
+    fields = {"source": str(pattern), "decode_size": 16, "num_workers": 0} | fields
+    return open_source(DataConfig(**fields))
 
 
 def take(stream, batch_size, start, count):

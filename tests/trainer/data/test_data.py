@@ -17,11 +17,14 @@ import pytest
 import torch
 from refusals import refused
 
+from silc_bench.datasets.files.images import decode_within
 from silc_bench.datasets.generated.shapes import captions, drawing, scenes
 from silc_bench.errors import DataError
-from silc_bench.trainer.data.samples import decoded
-from silc_bench.trainer.data.stream import crowding
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data import stream as module
+from silc_bench.trainer.data.stream import PLACES, Canvases, crowding, num_readers
 
+from pretended_gpu import pretended_gpu  # isort: skip
 from pairs import encoded, numbered, numbers, shard, source, take, whole, write_shard  # isort: skip
 
 pytestmark = pytest.mark.timing
@@ -68,22 +71,6 @@ def test_each_pair_once_an_epoch_in_an_order_of_its_own(clean, workers):
     assert len(set(map(tuple, orders))) == 5
 
 
-def test_where_a_gpu_is_in_use_batches_are_page_locked(damaged, monkeypatch):
-    locked, (plain,) = [], take(source(damaged), 5, 0, 1)
-
-    def pin_memory(images):
-        # it takes as long as a copy
-        assert threading.current_thread() is not threading.main_thread()
-        locked.append(images.clone())
-        return locked[-1]
-
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
-    (batch,) = take(source(damaged), 5, 0, 1)
-    assert torch.equal(batch.images, plain.images)
-    assert any(batch.images is images for images in locked)
-
-
 def test_the_global_generator_is_left_alone(clean):
     before = torch.random.get_rng_state()
     take(source(clean, num_workers=2), 4, 0, 2)
@@ -99,12 +86,117 @@ def test_more_workers_than_cores_is_one_sentence_of_ours(clean, monkeypatch):
     assert "data.num_workers=2 " in crowding(2, 2)
 
 
-def test_a_temporary_folder_of_too_long_a_name_is_refused_where_workers_need_it(clean, monkeypatch):
-    """Their sockets are in it; the run would wait for ever."""
-    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "l" * 71)
-    with refused("data.num_workers"):
-        take(source(clean, num_workers=1), 4, 0, 1)
-    assert len(take(source(clean), 4, 0, 1)) == 1
+@pytest.mark.parametrize(
+    ("num_workers", "cores", "ranks", "count"),
+    [(-1, 8, 1, 8), (-1, 8, 3, 2), (-1, 1, 1, 0), (-1, 8, 8, 0), (-1, 2, 8, 0)]
+    + [(0, 8, 1, 0), (3, 2, 2, 3)],
+)
+def test_as_many_read_as_a_rank_has_cores_unless_it_is_told(
+    monkeypatch, num_workers, cores, ranks, count
+):
+    monkeypatch.setattr(module, "num_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert num_readers(DataConfig(num_workers=num_workers)) == count
+    if num_workers < 0:
+        assert crowding(count, ranks) is None
+
+
+def test_nothing_is_sent_by_way_of_a_folder(clean, monkeypatch):
+    """There may be none, or one whose name is too long for a socket."""
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp/" + "l" * 200)
+    assert len(take(source(clean, num_workers=1), 4, 0, 1)) == 1
+
+
+# --- where batches lie ----------------------------------------------------------------------------
+
+SIZES = [(16, 9), (3, 16), (40, 40), (1, 1), (9, 2)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_written_where_an_older_one_was_unless_someone_holds_it(tmp_path, workers):
+    """However small a part of it; and nothing of the older one is left in it."""
+    samples = [{"png": encoded(n, SIZES[n % 5]), "txt": f"number {n}"} for n in range(23)]
+    path = shard(tmp_path / "a.tar", samples)
+    held = take(source(path, num_workers=workers), 4, 0, 12)  # more than there are places
+    assert len({batch.images.data_ptr() for batch in held}) == 12
+
+    places = set()
+    part = None
+    with closing(source(path, num_workers=workers).batches(4, 0)) as batches:
+        for number, expected in enumerate(held):
+            batch = next(batches)
+            places.add(batch.images.data_ptr())
+            assert torch.equal(batch.images, expected.images)
+            if number == 2:
+                part = batch.images[1, :, 2:].flatten()[3:]
+    assert torch.equal(part, held[2].images[1, :, 2:].flatten()[3:])
+    assert len(places) <= PLACES
+    for batch in held:
+        for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True):
+            assert not image[:, height:].any()
+            assert not image[:, :, width:].any()
+
+
+def test_a_place_that_a_gpu_still_reads_is_not_taken():
+    with pretended_gpu() as gpu:
+        canvases = Canvases(1, 2)
+        taken = [canvases.take() for _ in range(PLACES)]
+        assert [place for place, _ in taken] == list(range(PLACES))
+        assert canvases.take() == (None, None)
+        gpu.is_busy = True
+        taken.clear()
+        assert canvases.take() == (None, None)
+        gpu.is_busy = False
+        place, images = canvases.take()
+        assert place == 0
+        assert canvases.tensor(images, place).data_ptr() == images.ctypes.data
+        assert len(gpu.locked) == PLACES, "each is locked once"
+        assert canvases.memory[3].ctypes.data in gpu.locked
+        del images, canvases, place
+    assert not gpu.locked, "and unlocked before its memory goes"
+
+
+def test_where_cuda_locks_nothing_each_batch_is_copied_and_it_is_said_once(clean, capsys):
+    (plain,) = take(source(clean), 5, 0, 1)
+    with pretended_gpu() as gpu:
+        gpu.can_lock = False
+        batches = take(source(clean), 5, 0, 3)
+        assert all(batch.images.pretends_pinned for batch in batches)
+        assert torch.equal(batches[0].images, plain.images)
+    assert capsys.readouterr().err.count("does not lock") == 1
+
+
+def test_where_a_gpu_is_in_use_batches_are_page_locked_where_they_are_written(damaged):
+    (plain,) = take(source(damaged), 5, 0, 1)
+    with pretended_gpu() as gpu:
+        (batch,) = take(source(damaged), 5, 0, 1)
+        assert torch.equal(batch.images, plain.images)
+        assert batch.images.data_ptr() in gpu.locked
+
+
+@pytest.mark.slow
+def test_workers_that_are_no_forks_read_the_same(damaged):
+    """They share no memory with the trainer, so they send what they read."""
+    code = f"""
+import multiprocessing
+from silc_bench.trainer.config.config import DataConfig
+from silc_bench.trainer.data.stream import open_source
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    config = DataConfig(source={damaged!r}, decode_size=16, num_workers=1)
+    batches = open_source(config).batches(5, 0)
+    for batch in (next(batches) for _ in range(4)):
+        print(batch.texts, batch.images.sum().item())
+"""
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:  # spawn reads it again
+        file.write(code)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, file.name], capture_output=True, text=True, timeout=240, check=True
+        )
+    expected = take(source(damaged), 5, 0, 4)
+    lines = [f"{batch.texts} {batch.images.sum().item()}" for batch in expected]
+    assert done.stdout.splitlines() == lines
 
 
 # --- contents -------------------------------------------------------------------------------------
@@ -139,7 +231,7 @@ def test_all_five_captions_of_shapes_are_read_about_equally():
     ],
 )
 def test_images_keep_their_aspect_and_are_never_enlarged(kind, size, fitted):
-    image = decoded(encoded(0, size, kind), 16)
+    image = np.asarray(decode_within(encoded(0, size, kind), 16))
     assert image.shape == (*fitted, 3)
     assert (abs(image[..., 2].astype(int) - 77) <= 2).all()
 
@@ -187,7 +279,7 @@ def test_shards_without_pairs_are_refused(tmp_path, members):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("num_workers", -1),
+        ("num_workers", -2),
         ("decode_size", 0),
         ("decode_size", 15),
         ("seed", -1),

@@ -126,14 +126,14 @@ def test_a_hostile_sample_is_its_own_failure(tmp_path, workers):
     "error", [RuntimeError, MemoryError, RecursionError, KeyError, AssertionError, OSError(5, "x")]
 )
 def test_whatever_a_decoder_raises_is_of_its_sample(tmp_path, monkeypatch, error):
-    decode = images.decode_image
+    decode = images.decode_within
 
-    def decode_or_fail(data, **options):
+    def decode_or_fail(data, *args, **options):
         if data == encoded(1):
             raise error
-        return decode(data, **options)
+        return decode(data, *args, **options)
 
-    monkeypatch.setattr(images, "decode_image", decode_or_fail)
+    monkeypatch.setattr(images, "decode_within", decode_or_fail)
     path = shard(tmp_path / "a.tar", [{"png": encoded(n), "txt": f"number {n}"} for n in range(3)])
     stream = source(path)
     texts = {batch.texts[0] for batch in take(stream, 1, 0, 6)}

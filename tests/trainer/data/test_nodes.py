@@ -35,7 +35,7 @@ PAIRS = list(range(sum(SIZES)))
 
 
 def opened(pattern, num_nodes, damage=None, **fields):
-    fields = {"decode_size": 16, "shuffle_shards": 2} | fields
+    fields = {"decode_size": 16, "num_workers": 0, "shuffle_shards": 2} | fields
     config = DataConfig(source=str(pattern), **fields)
     reader = ShardsReader.open(config.source, config, damage or Damage(), (0, num_nodes))
     return Source(reader, config, Damage())

@@ -17,7 +17,7 @@ def opened(word, **fields):
 
 
 def pairs(reader, positions):
-    return [(reader.text(p), reader.image(p).tobytes()) for p in positions]
+    return [(reader.text(p), reader.image(p, 16).tobytes()) for p in positions]
 
 
 def test_a_word_sets_the_dials():
@@ -61,12 +61,12 @@ def test_a_finite_set_repeats_the_same_pairs_in_another_order():
 def test_a_set_that_is_kept_in_memory_gives_the_same_pairs(monkeypatch):
     kept = opened("places:num_pairs=6")
     seen = [pairs(kept, range(12)) for _ in range(2)]
-    assert all(not kept.image(position).flags.writeable for position in range(6))
+    assert all(not kept.image(position, 16).flags.writeable for position in range(6))
 
     monkeypatch.setattr(places, "KEPT_BYTES", 6 * 3 * 16 * 16 - 1)
     drawn = opened("places:num_pairs=6")
     assert seen == [pairs(drawn, range(12))] * 2
-    assert drawn.image(0) is not drawn.image(0)
+    assert drawn.image(0, 16) is not drawn.image(0, 16)
 
 
 def test_an_endless_set_does_not_repeat_and_other_seeds_give_other_pairs():

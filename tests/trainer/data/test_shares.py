@@ -64,7 +64,7 @@ class Numbers:
         skipped, self.skipped = self.skipped, []
         return skipped
 
-    def image(self, position):
+    def image(self, position, side):
         sample = self._read(position, is_text=False)
         return np.full((1 + sample % SIDE, SIDE, 3), sample % 251, np.uint8)
 
@@ -89,7 +89,7 @@ def naive(reader, batch_size, start, count):
         images, sizes, texts = np.zeros((batch_size, 3, SIDE, SIDE), np.uint8), [], []
         while len(texts) < batch_size:
             with suppress(UnreadableError):
-                image, text = reader.image(start), reader.text(start)
+                image, text = reader.image(start, SIDE), reader.text(start)
                 images[len(texts), :, : len(image)] = image.transpose(2, 0, 1)
                 sizes.append([len(image), SIDE])
                 texts.append(text)
@@ -166,10 +166,10 @@ class Gone(Numbers):
 
     error = None
 
-    def image(self, position):
+    def image(self, position, side):
         if position == 3:
             raise self.error
-        return super().image(position)
+        return super().image(position, side)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -205,7 +205,7 @@ def test_which_errors_mean_that_a_worker_was_killed(error, kind):
         raise error
         yield
 
-    with ReadAhead(Numbers(9), SIDE, 0) as ahead:
+    with ReadAhead(Numbers(9), SIDE, 1, 0) as ahead:
         ahead._answers = answers()
         with pytest.raises(kind) as caught:
             ahead._next()

@@ -255,7 +255,7 @@ def memory(config: Config, student: Student, place: Place) -> dict[str, int]:
     kinds = config.view_kinds
     num_global = ("global_crops" in kinds) * views.num_global + ("original" in kinds)
     pixels = num_global * views.global_size**2 + num_local * views.local_size**2
-    canvas = config.data.decode_size**2
+    canvas = config.canvas**2
     parts["images and views"] = 3 * share * (canvas + 4 * pixels)
     return parts
 

@@ -19,6 +19,7 @@ from silc_bench.datasets.files.images import (
     UNREAD_EXTENSIONS,
     DamagedImageError,
     decode_image,
+    decode_within,
     open_image,
     size_of,
 )
@@ -26,7 +27,6 @@ from silc_bench.datasets.image_set import fingerprint
 from silc_bench.datasets.own_data import parse
 from silc_bench.errors import DataError
 from silc_bench.show.asked import read_images
-from silc_bench.trainer.data.samples import decoded
 
 EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
 
@@ -140,7 +140,7 @@ def test_an_image_is_turned_as_viewers_show_it(kind, orientation):
     assert shown.shape == upright.shape
     assert np.abs(shown.astype(int) - upright).mean() < 4, "lossy at the edges"
     assert size_of(data, is_upright=True) == (64, 32)
-    np.testing.assert_array_equal(decoded(data, 100), shown)
+    np.testing.assert_array_equal(decode_within(data, 100), shown)
 
     # Pillow turns a TIFF, whoever asks
     stored = decode_image(data)
@@ -245,3 +245,51 @@ def test_images_that_are_whole_and_not_read_are_not_called_damaged(make, tmp_pat
         parse(f"folder:{pets}").load("test").image(1)
     assert "damaged" not in caught.value.problem
     assert word in caught.value.fix
+
+
+# --- smaller --------------------------------------------------------------------------------------
+
+
+def photograph(kind, size, mode="RGB"):
+    """Smooth, as what a decoder makes smaller has to be to stay alike."""
+    x, y = np.meshgrid(*(np.linspace(0, 5, pixels) for pixels in size))
+    waves = np.stack([np.sin(x + y), np.cos(x - y), np.sin(x * y / 5)], axis=-1)
+    buffer = io.BytesIO()
+    Image.fromarray((120 + 100 * waves).astype(np.uint8)).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def whole_and_small(data, side):
+    """By Pillow's own means: all pixels are decoded, then made smaller."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image.thumbnail((side, side))
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(127, 99), (99, 127), (31, 20), (127, 9), (127, 126)])
+def test_an_image_is_made_smaller_from_all_of_its_pixels(size, mode):
+    data = photograph("JPEG", size, mode)
+    for may_shrink in (False, True):  # none is four times as long
+        found = np.asarray(decode_within(data, 32, may_shrink=may_shrink))
+        np.testing.assert_array_equal(found, whole_and_small(data, 32))
+
+
+@pytest.mark.parametrize(("side", "times"), [(102, 1), (100, 2), (50, 4), (24, 8), (10, 8)])
+@pytest.mark.parametrize("size", [(405, 300), (301, 403)])
+def test_a_jpeg_that_is_far_larger_is_made_smaller_by_its_decoder(monkeypatch, size, side, times):
+    """To no fewer than twice as many pixels a side as are asked for, and nearly the same ones."""
+    data = photograph("JPEG", size)
+    resized = []
+    resize = Image.Image.resize
+    whole = whole_and_small(data, side)
+
+    def noted(image, *args, **options):
+        resized.append(image.size)
+        return resize(image, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    found = np.asarray(decode_within(data, side, may_shrink=True))
+    assert resized == [tuple(-(-pixels // times) for pixels in size)]
+    assert np.abs(found.astype(int) - whole).mean() < (2 if times > 1 else 0.001)
+    np.testing.assert_array_equal(decode_within(data, side), whole)
