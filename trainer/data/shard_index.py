@@ -281,7 +281,7 @@ class Table:
         if shard in self._compared:
             return
         rows = self.rows[self.starts[shard] : self.starts[shard + 1]]
-        if zlib.crc32(rows) != self._sums[shard]:
+        if zlib.crc32(rows.data) != self._sums[shard]:
             problem = "it is damaged: the sum of its rows is not the one that was written"
             raise DataError(problem, about=self.path or "index", fix="remove it, and start again")
         self._compared.add(shard)
