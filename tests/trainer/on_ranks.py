@@ -183,12 +183,14 @@ def reduced(rows):
 # --- a whole run, as torchrun starts it -----------------------------------------------------------
 
 
-def run(config, folder, *, resume=False, at=(), event=None, gate=None):
+def run(
+    config, folder, *, resume=False, at=(), event=None, gate=None, of_node=None, dtype=torch.float32
+):
     """run_training inside ``joined``: the path, or what this rank raised.
 
     ``at``: (rank, step) at which ``event`` happens, one or several. ``gate``: (a FIFO, the rank
     that speaks first): the other rank leaves the run only when that one is ready to speak, or has
-    spoken.
+    spoken. ``of_node`` ranks are a node. ``dtype``: of the weights.
     """
     gate, first = gate or (None, None)
 
@@ -209,11 +211,16 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
             gate = None
 
     console = Console(file=io.StringIO(), width=200)
+    views = partial(views_as, dtype)
+    torch.set_default_dtype(dtype)
     try:
         with (
             mock.patch("silc_bench.trainer.loop.TOKENIZER_CAPTIONS", 50),
             mock.patch("silc_bench.trainer.loop.train_step", stepped),
+            mock.patch("silc_bench.trainer.train.make_views", views),
+            mock.patch("silc_bench.trainer.monitor.health.make_views", views),
             mock.patch("silc_bench.system.processes.meet", met),
+            node_of(of_node),
             joined(torch.device("cpu")),
         ):
             try:
@@ -234,6 +241,7 @@ def run(config, folder, *, resume=False, at=(), event=None, gate=None):
                 said.stat()
         return type(error).__name__, " ".join([str(error), *getattr(error, "__notes__", ())])
     finally:
+        torch.set_default_dtype(torch.float32)
         if first is not None and first == int(os.environ["RANK"]):
             open_gate()
 

@@ -203,6 +203,37 @@ def check_end(folder, expected):
         close(end[part], expected[part], 1e-4)
 
 
+LIVES = [(4, "hsdp"), (4, "fsdp"), (2, "fsdp"), (1, "fsdp"), (4, "fsdp"), (2, "ddp")]
+OF_ALL = ("loss", "contrastive", "distillation", "masked", "gradient_norm", "update_ratio")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_ranks_that_share_otherwise(tiny, tmp_path):
+    """Each life is stopped after a step. Together they are what one process does alone."""
+    sizes = {"average_momentum": 0.9, "masked": {"weight": 0.5}, "samples": BATCH * len(LIVES)}
+    config = tiny(**SIZES | sizes, log_every=1, checkpoint_every=1000)
+    on_ranks.run(config, tmp_path / "alone", dtype=torch.float64)
+    run = tmp_path / "run"
+    for step, (world, parallel) in enumerate(LIVES, 1):
+        how = {"at": [(rank, step) for rank in range(world)], "event": on_ranks.sigterm}
+        how |= {"resume": step > 1, "of_node": 2 if parallel == "hsdp" else None}
+        lives(world, on_ranks.run, sharded(config, parallel), run, **how, dtype=torch.float64)
+        assert saved_in(run)[-1] == step
+        assert checkpoint.find(run).is_dir() == (parallel != "ddp" and world > 1)
+
+    rows, expected = (
+        [{name: row[name] for name in OF_ALL} for row in rows_of(folder)]
+        for folder in (run, tmp_path / "alone")
+    )
+    assert len(rows) == len(LIVES)
+    for mine, theirs in zip(rows, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6)  # reported in fp32
+    end, expected = end_of(run), end_of(tmp_path / "alone")
+    assert end["position"] == expected["position"]
+    for part in ("student", "teacher", "average", "optimizer"):
+        close(end[part], expected[part], 1e-9)
+
+
 @pytest.mark.parametrize("told", [[0], [1], [0, 1]], ids=str)
 def test_a_second_signal_while_shards_are_saved_leaves_what_was_saved(tiny, tmp_path, told):
     """Whoever gets it ends at once, and the other one misses it. Nothing half counts."""
