@@ -55,6 +55,15 @@ def test_what_the_user_set_is_held(config):
     assert (planned.checkpointing, planned.micro_batch, planned.parallel) == ("none", 0, "ddp")
 
 
+def test_of_micro_batches_that_take_as_long_the_largest_that_fits_is_chosen():
+    """Twice the chosen one fits no more; with an accelerator alone no setting costs traffic."""
+    config = configure("s16", "silc", sets=["vision.depth=1", "text.depth=1", "batch_size=4096"])
+    planned = cluster.plan(config, "rtx4090", held={"checkpointing"})
+    assert planned.micro_batch > 1
+    parts = dict(planned.bytes_by_part["ddp"])
+    assert sum(parts.values()) <= planned.room_bytes < sum(parts.values()) + parts["activations"]
+
+
 def test_an_accelerator_without_bf16_runs_in_fp32(config):
     assert any("in fp32" in words for words in cluster.plan(config, "v100").assumptions)
 

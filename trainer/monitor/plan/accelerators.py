@@ -23,8 +23,8 @@ from typing import NamedTuple
 from silc_bench.errors import UserError, nearest
 
 MIB = 2**20
-RTX = "PCIe 4.0 x16 through the host; eight a node and 25 Gb/s a GPU between nodes are guessed"
-L40S = "PCIe 4.0 x16 through the host; eight a node and 100 Gb/s a GPU between nodes are guessed"
+RTX = "PCIe 4.0 x16 through the host, and 25 Gb/s a GPU between nodes (node guessed)"
+L40S = "PCIe 4.0 x16 through the host, and 100 Gb/s a GPU between nodes (node guessed)"
 
 
 class Accelerator(NamedTuple):

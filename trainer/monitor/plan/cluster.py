@@ -128,7 +128,7 @@ def plan(config: Config, on: str, price: float | None = None, held: Collection[s
         hours=(hours[0], hours[1]),
         cost=None if price is None else (hours[0] * count * price, hours[1] * count * price),
         assumptions=[
-            f"{name}: {accelerator.form}; {accelerator.per_node} a node, links of"
+            f"{name}: {accelerator.form}; {accelerator.per_node} in a node; links:"
             f" {accelerator.links}",
             f"a step reaches {100 * cost.REACHED[-1]:.0f} % of the rate of dense products"
             f" ({_rate(config, accelerator) / 1e12:,.0f} TFLOP/s in {config.precision})",
@@ -165,7 +165,9 @@ def _candidates(
     depth = max(config.vision.depth, config.text.depth)
     step = max(1, depth // 6)  # each count of a setting takes a part of a second
     policies = ["none", *(f"blocks:{n}" for n in range(step, depth, step)), "blocks"]
-    sizes = [0, *(2**power for power in range(share.bit_length()) if 2**power < share)]
+    # The largest first: of those that take as long by this count it is what keeps a device busy.
+    powers = reversed(range(share.bit_length()))
+    sizes = [0, *(2**power for power in powers if 2**power < share)]
     ways = _ways(config, accelerator, count)
     for way in [config.parallel] if "parallel" in held else ways:
         for policy in [config.checkpointing] if "checkpointing" in held else policies:
@@ -362,7 +364,9 @@ def show_plan(planned: Plan, console: Console) -> None:
         "a step": f"{step} of communication",
         "images a second": f"{planned.images_per_second:,.0f}",
         "cores that decode them": _on_nodes(planned.decoding_cores, planned.nodes),
-        "hours, unmeasured": f"{duration(3600 * fewest)} to {duration(3600 * most)}",
+        "hours, unmeasured": " to ".join(
+            dict.fromkeys(duration(3600 * hours) for hours in (fewest, most))
+        ),
     }
     if planned.cost is not None:
         rows["cost"] = f"{planned.cost[0]:,.0f} to {planned.cost[1]:,.0f}"

@@ -393,4 +393,6 @@ def estimate_as_dict(config: Config, device: torch.device, devices: int) -> dict
 def size_text(num_bytes: int) -> str:
     if num_bytes >= GIB:
         return f"{num_bytes / GIB:,.2f} GiB"
-    return f"{num_bytes / 2**20:,.1f} MiB"
+    if num_bytes >= 2**20 / 10:
+        return f"{num_bytes / 2**20:,.1f} MiB"
+    return f"{num_bytes / 2**10:,.1f} KiB"
