@@ -41,6 +41,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 import weakref
 from collections import deque
@@ -86,6 +87,12 @@ PIECES = 4
 # Batches that have a place: those that are being made, the one that is handed over, the one that
 # the trainer still holds then, and one more that a GPU may still be reading.
 PLACES = BATCHES_AHEAD + 3
+
+# Pages are taken as they are written to: nothing is set aside for places that stay unused. Python
+# has no name for Linux's flag before 3.13.
+UNRESERVED: dict[str, int] = {}
+if sys.platform == "linux":
+    UNRESERVED["flags"] = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
 
 # Position of an entry, and why it cannot be read; or, among notes, what it did without.
 Failure: TypeAlias = tuple[int, UnreadableError]
@@ -407,7 +414,8 @@ class ReadAhead:
         )
 
     def _replace(self, positions: Sequence[int], pieces: list[Piece], known: Asked) -> Rows:
-        return _moved(known.rows(), positions, self._read(pieces))
+        read = self._read(pieces)  # whatever became of the others, these are answered next
+        return _moved(known.rows(), positions, read)
 
     def _read(self, pieces: list[Piece]) -> list[Answer]:
         """It runs in the thread, in the order of asking, which is the order of the answers."""
@@ -458,7 +466,7 @@ def _moved(known: Rows, positions: Sequence[int], read: list[Answer]) -> Rows:
             sizes[row] = torch.from_numpy(answer.sizes[number])
             texts[row] = answer.texts[number]
 
-    parts = (known, *read)
+    parts: list[Rows | Answer] = [known, *read]
     error_at = dict(failure for part in parts for failure in part.failures)
     failures = [(position, error_at[position]) for position in positions if position in error_at]
     notes = [note for part in parts for note in part.notes if note[0] in row_of]
@@ -551,7 +559,17 @@ class Canvases:
 
         # Pages are locked for a GPU as a whole, so no two places share one.
         step = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._all = np.frombuffer(mmap.mmap(-1, PLACES * step), np.uint8)
+        try:
+            memory = mmap.mmap(-1, PLACES * step, **UNRESERVED)
+        except OSError as error:
+            gigabytes = PLACES * step / 1e9
+            raise RunError(
+                f"the system gives no memory for {PLACES} batches of {num_rows:,} images of"
+                f" {side} px, {gigabytes:.3g} GB ({error.strerror})",
+                about="batch_size",
+                fix="lower it, or data.decode_size, or take more processes",
+            ) from error
+        self._all = np.frombuffer(memory, np.uint8)
         rows = self._all.reshape(PLACES, step)[:, :size]
         self.memory = rows.reshape(PLACES, *shape)  # uint8 [PLACES, b, 3, S, S]
         assert np.may_share_memory(self.memory, self._all)

@@ -3,6 +3,7 @@
 From any position, with any number of workers.
 """
 
+import errno
 import multiprocessing
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from refusals import refused
 
 from silc_bench.datasets.files.images import decode_within
 from silc_bench.datasets.generated.shapes import captions, drawing, scenes
-from silc_bench.errors import DataError
+from silc_bench.errors import DataError, RunError
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data import stream as module
 from silc_bench.trainer.data.stream import PLACES, Canvases, crowding, num_readers
@@ -135,6 +136,15 @@ def test_a_batch_is_written_where_an_older_one_was_unless_someone_holds_it(tmp_p
         for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True):
             assert not image[:, height:].any()
             assert not image[:, :, width:].any()
+
+
+def test_batches_for_which_there_is_no_memory_are_one_sentence(clean, monkeypatch):
+    def none(*args, **options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(module.mmap, "mmap", none)
+    with refused("batch_size", RunError):
+        take(source(clean), 4, 0, 1)
 
 
 def test_a_place_that_a_gpu_still_reads_is_not_taken():
