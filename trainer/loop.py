@@ -364,7 +364,7 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     if config.parallel != "ddp" and num_ranks() == 1:
         idle += f"; parallel={config.parallel} does nothing in one process"
     num_workers = num_readers(config.data)
-    decoding = f", and {num_workers} more decode" if num_workers else ""
+    decoding = f"; data.num_workers={num_workers}" if num_workers else ""
     cut_off = texts.cut_off() if texts else ""
     cut = f"; {cut_off}" if cut_off else ""
 
@@ -374,8 +374,8 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     return (
         f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"
         f"{epochs}{taught}{begun}, from {source.describe()}"
-        f" on {processes}{device}{decoding} in {config.precision}, {time} or more"
-        f"{compiled}{idle}{cut}"
+        f" on {processes}{device} in {config.precision}, {time} or more"
+        f"{decoding}{compiled}{idle}{cut}"
     )
 
 
