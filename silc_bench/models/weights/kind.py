@@ -56,6 +56,8 @@ def kind_of(path: Path) -> str:
     # The status first: opening a pipe would wait for its other end for ever.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise refused(path, "is no regular file")
+    if path.suffix == ".distcp":
+        raise refused(path, "is a part of a distributed checkpoint", "name its folder")
     with open(path, "rb") as file:
         head = file.read(24)
     if head[:2] == b"PK":

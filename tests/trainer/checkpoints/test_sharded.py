@@ -18,6 +18,7 @@ from test_file import Shell
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from silc_bench.errors import UserError
+from silc_bench.models.load import check_spec
 from silc_bench.models.specs import specs_of
 from silc_bench.models.weights import pickles
 from silc_bench.trainer.checkpoints import file as checkpoint
@@ -25,6 +26,7 @@ from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints import sharded
 from silc_bench.trainer.checkpoints.export import export, load_trained
 from silc_bench.trainer.checkpoints.file import DamagedCheckpointError
+from silc_bench.trainer.checkpoints.init import read_start
 
 pytestmark = pytest.mark.timing
 ALONE = "alone"  # one process without a group: its checkpoints are single files
@@ -353,6 +355,8 @@ def test_a_part_is_no_checkpoint_and_a_checkpoint_no_part(run, name):
         path = folder
     with refused(about=folder, kind=UserError):
         checkpoint.load(path)
+    with refused(about=folder / "__0_0.distcp"):
+        check_spec(str(folder / "__0_0.distcp"))
 
 
 # --- kept, measured, exported ---------------------------------------------------------------------
@@ -377,7 +381,7 @@ def test_the_best_and_the_newest_stay_of_both_kinds(pool, tmp_path):
 
 
 def test_what_reads_a_run_reads_a_sharded_one(pool, tiny, tmp_path):
-    """Evaluation of each branch, all steps by name, export; the folder itself names a step."""
+    """Evaluation of each branch, all steps by name, export, start; the folder names a step."""
     payload = random_state(tiny()).payload()
     run, single = tmp_path / "run", tmp_path / "single"
     pool.run(2, on_shards.save_spread, run, payload)
@@ -390,6 +394,9 @@ def test_what_reads_a_run_reads_a_sharded_one(pool, tiny, tmp_path):
         model = load_trained(f"{spec}:teacher")
         assert model.name == "run:teacher"
         assert not differing(model.vision, load_trained(f"{single}:teacher").vision)
+        starts = [read_start(tiny(init=str(source))) for source in (spec, single)]
+        assert equal(*(start.weights for start in starts))
+        assert equal(*(start.center for start in starts))
     assert specs_of([f"{run}@all"]).specs == (str(folder),)
     assert specs_of([f"{run}/checkpoints/step_*"]).specs == (str(folder),)
     export(load_trained(str(run)), "safetensors", tmp_path / "one.safetensors")
