@@ -104,7 +104,7 @@ def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
     if config.parallel == "ddp" or num_ranks() == 1:
         return None
     if config.parallel == "fsdp":
-        everyone = dist.group.WORLD
+        everyone = cast("dist.ProcessGroup", dist.group.WORLD)
         return device_mesh.DeviceMesh.from_group(everyone, device.type, mesh_dim_names=("shard",))
 
     of_node = num_local_ranks()

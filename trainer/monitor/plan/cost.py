@@ -107,7 +107,7 @@ def estimate(config: Config, device: torch.device, num_ranks: int = 1) -> Estima
 
 def place_of(device: torch.device, ranks: int) -> Place:
     """``ranks`` devices like this one; torchrun says how many of them are one machine's."""
-    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", Place._field_defaults["of_node"]))
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE") or Place._field_defaults["of_node"])
     return Place(device.type, ranks, of_node)
 
 
