@@ -345,7 +345,7 @@ def _activations(config: Config, student: Student) -> int:
         num_anew = tower.blocks.num_checkpointed
         if num_anew and tower.positions.requires_grad:
             entered = _entering(tower, inputs)
-            # 4 bytes in every precision: the sums that run through a tower stay fp32.
+            # 4 bytes, as in the text tower. In bf16 the vision tower keeps 2: an upper bound there.
             kept += count * num_anew * 4 * entered.numel()
             # Where blocks behind them kept theirs, it is free again by then.
             if num_anew == len(tower.blocks):
