@@ -1,7 +1,7 @@
 """Runs under torchrun, a random process of which is killed or stopped again and again.
 
     python benchmarks/restarts.py                # 30 kills and 3 stops; 2 processes
-    python benchmarks/restarts.py --kills 5 --stops 1 --processes 3
+    python benchmarks/restarts.py --kills 5 --stops 1 --processes 3 --parallel fsdp
 
 Each run is started by ``torchrun --max-restarts 5`` with what ``train --resume auto`` does. In each
 of its first five starts a random process gets SIGKILL at a random moment of a random step, when a
@@ -55,14 +55,20 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--stops", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--parallel", default="ddp", choices=("ddp", "fsdp"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    how = (args.processes, args.parallel)
     with tempfile.TemporaryDirectory(prefix="restarts-") as folder:
         whole = Path(folder, "whole")
-        seconds, ended = started(whole, [], args.processes)
+        seconds, ended = started(whole, [], *how)
         assert ended.returncode == 0, ended.stderr
-        print(f"uninterrupted: {STEPS} steps, {args.processes} processes, {seconds:.1f} s")
+        print(
+            f"uninterrupted: {STEPS} steps, {args.processes} processes, {args.parallel}, "
+            f"{seconds:.1f} s",
+            flush=True,
+        )
 
         num_bad = number = 0
         for name, count in (("SIGKILL", args.kills), ("SIGSTOP", args.stops)):
@@ -71,7 +77,7 @@ def main() -> None:
                 count -= len(plan)
                 number += 1
                 run = Path(folder, f"run-{number}")
-                seconds, ended = started(run, plan, args.processes)
+                seconds, ended = started(run, plan, *how)
                 faults = [*faults_of(run, whole, plan, ended), *orphans(run)]
                 num_bad += bool(faults)
                 struck, starts = times(run, "struck"), times(run, "starts")
@@ -97,12 +103,12 @@ def strike(name: str, rng: random.Random, num_processes: int) -> dict[str, Any]:
 
 
 def started(
-    run: Path, plan: list[dict[str, Any]], num_processes: int
+    run: Path, plan: list[dict[str, Any]], num_processes: int, parallel: str
 ) -> tuple[float, subprocess.CompletedProcess[str]]:
     """Seconds, and how torchrun ended."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(num_processes), "--max-restarts", str(RESTARTS)]
-    command += [__file__, "--process", str(run), json.dumps(plan)]
+    command += [__file__, "--process", str(run), json.dumps(plan), parallel]
     begun = time.monotonic()
     ended = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -114,7 +120,7 @@ def started(
 
 
 @answering
-def process(run: Path, plan: list[dict[str, Any]]) -> None:
+def process(run: Path, plan: list[dict[str, Any]], parallel: str) -> None:
     """Trains, writes down what it reads, and dies or hangs as planned for this start."""
     torch.set_num_threads(1)
     loop.TOKENIZER_CAPTIONS = 200
@@ -137,8 +143,18 @@ def process(run: Path, plan: list[dict[str, Any]]) -> None:
     loop.train_step = step
     cpu = torch.device("cpu")
     config = tiny_config()
-    config = replace(config, data=replace(config.data, num_workers=1), log_every=1)
-    with joined(cpu, TIMEOUT_MINUTES):
+    batch_size = 2 * int(os.environ["WORLD_SIZE"])
+    config = replace(
+        config,
+        data=replace(config.data, num_workers=1),
+        log_every=1,
+        batch_size=batch_size,
+        samples=batch_size * STEPS,
+        parallel=parallel,
+    )
+    # A kill is noticed at once, and on a busy machine a slow start must not look like a hang.
+    hangs = any(blow["signal"] == "SIGSTOP" for blow in plan)
+    with joined(cpu, TIMEOUT_MINUTES if hangs else 30):
         loop.run_training(
             config, run, resume="auto", device=cpu, console=Console(file=io.StringIO())
         )
@@ -235,6 +251,6 @@ def living(run: Path) -> list[int]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--process"]:
-        process(Path(sys.argv[2]), json.loads(sys.argv[3]))
+        process(Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4])
     else:
         main()
