@@ -5,6 +5,7 @@ import importlib.util
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,20 +153,21 @@ def test_photographs_are_tuned_with_one_seed(study, args, stand_in):
 
 
 def test_one_pair_for_all_arms_is_the_best_of_their_sum(study, args, stand_in):
-    plan = study.plan
-    scores = {"contrastive": (6, 3, 4), "silc": (-1, 3, 4)}  # of each pair that is tried
+    tried = study.plan.PLACES.tried[:3]
+    world = replace(study.plan.SHAPES, tried=tried)
+    scores = {"contrastive": (6, 3, 4), "silc": (-1, 3, 4)}  # of each pair
+    second_seed = study.plan.TUNING_SEEDS[1]
 
     def score(job):
-        place = plan.SHAPES.tried.index((job["lr"], job["clip"]))
-        return scores[job["arm"]][place] - (place if job["seed"] == plan.TUNING_SEEDS[1] else 0)
+        place = tried.index((job["lr"], job["clip"]))
+        return scores[job["arm"]][place] - (place if job["seed"] == second_seed else 0)
 
     done = stand_in(score)
-    study.jobs.tune(args, plan.SHAPES)
-    *_, second, third = plan.SHAPES.tried
-    twice = {(job["lr"], job["clip"]) for job in done if job["seed"] == plan.TUNING_SEEDS[1]}
-    assert twice == {second, third}
-    assert len(done) == len(plan.SHAPES.arms) * (len(plan.SHAPES.tried) + plan.FINALISTS)
-    assert study.jobs.best(args, plan.SHAPES) == dict.fromkeys(plan.SHAPES.arms, third)
+    study.jobs.tune(args, world)
+    twice = {(job["lr"], job["clip"]) for job in done if job["seed"] == second_seed}
+    assert twice == set(tried[1:])
+    assert len(done) == len(world.arms) * (len(tried) + study.plan.FINALISTS)
+    assert study.jobs.best(args, world) == dict.fromkeys(world.arms, tried[2])
 
 
 def test_at_equal_seconds_an_arm_sees_as_many_images_as_its_step_is_cheaper(

@@ -176,6 +176,15 @@ def test_every_number_of_the_recipe_has_a_provenance():
     assert provenance_of("views.flip_prob") == PROVENANCE["views"]
 
 
+def test_a_tiny_preset_tells_how_its_rate_and_clipping_were_found():
+    for name, words in TINY.items():
+        told = {path: provenance_of(path, name) for path in flatten(make_preset(name))}
+        told = {path: said for path, said in told.items() if said}
+        assert told == dict.fromkeys(("optim.lr", "optim.clip_norm"), words)
+        assert words.startswith("open")
+        assert "results/" in words
+
+
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(UserError, match="shapes_tiny"):
         make_preset("shapes-tiny")
