@@ -42,7 +42,7 @@ def show(browser, tmp_path):
         path.write_text(html, encoding="utf-8")
         context = browser.new_context(viewport={"width": width, "height": height}, **more)
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(300_000)  # only a page that hangs takes so long, at any load
         page = context.new_page()
         page.on("console", lambda message: faults.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
