@@ -26,13 +26,13 @@ class FaultyServer:
     is ignored), "wrong" (a body one byte too long).
     """
 
-    def __init__(self, files, fault=lambda name, start, count: None):
+    def __init__(self, files, fault=lambda name, start, count: None, host="127.0.0.1"):
         self.files, self.fault = dict(files), fault
         self.requests, self.bytes_sent = Counter(), Counter()
         self.is_over, self.counting = threading.Event(), threading.Lock()
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server((host, 0), _handler(self))
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"http://{host}:{self._server.server_address[1]}"
 
     def __enter__(self):
         threading.Thread(
@@ -44,6 +44,10 @@ class FaultyServer:
         self.is_over.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # of 5, connections of several ranks are dropped and tried again later
 
 
 def _handler(server):
