@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,6 +23,9 @@ from silc_bench.errors import UserError, unknown_name
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, lasting_output, print_json, tell
 from silc_bench.system.terminal_table import Listing
+
+if TYPE_CHECKING:
+    from silc_bench.trainer.config.config import Config
 
 
 @answering
@@ -134,12 +138,12 @@ def train(
         preset, objective, data=data, samples=samples, seed=seed, init=init, sets=sets
     )
 
-    if as_json and not (show_config or dry_run):
+    is_told = show_config or dry_run  # and nothing is trained
+    if as_json and not is_told:
         fix = "add --dry-run or --show-config; a run keeps its rows in log.jsonl"
         raise UserError("there is no document of a run", about="--json", fix=fix)
-
     # Where nothing is trained the processes do not join: the first of torchrun's speaks.
-    if (show_config or dry_run) and os.environ.get("RANK", "0") != "0":
+    if is_told and os.environ.get("RANK", "0") != "0":
         return
     if show_config:
         print_config(config, as_json)
@@ -147,7 +151,7 @@ def train(
 
     # What needs no tensor is refused at once, before torch is imported.
     from silc_bench.evaluation.settings import check_device
-    from silc_bench.system.processes import check_launcher
+    from silc_bench.system.processes import check_launcher, joined, rank
     from silc_bench.trainer.checkpoints.early import (
         all_in,
         check_begun,
@@ -164,6 +168,58 @@ def train(
     if resume and resume not in BARE["--resume"]:
         raise unknown_name("value", resume, BARE["--resume"], about="--resume")
     goes_on = resume == "yes" or (resume == "auto" and bool(all_in(run)))
+    _check_cost_options(dry_run, devices, on, price)
+    if config.init and not goes_on:
+        check_init(config.init)
+    if config.tokenizer and not goes_on:
+        check_tokenizer(config.tokenizer)
+
+    if dry_run:
+        if not goes_on:  # a resumed run has its weights and its tokenizer already
+            _read_start(config, as_json)
+        if on is not None:
+            _print_plan(config, on, price, sets, as_json)
+        else:
+            _print_cost(config, device, devices, as_json)
+        return
+
+    if config.data.source:
+        check_there(config.data.source)
+    check_begun(run, goes_on)
+
+    from silc_bench.evaluation.features import choose_device
+    from silc_bench.system.limits import keep_freed_memory
+    from silc_bench.trainer.loop import run_training
+
+    chosen_device = choose_device(device)
+    check_writable(run)
+    if chosen_device.type == "cpu":
+        keep_freed_memory()
+
+    with lasting_output(), joined(chosen_device, timeout_minutes):
+        is_first = rank() == 0
+        path = run_training(
+            config,
+            run,
+            resume="auto" if resume == "auto" else goes_on,
+            device=chosen_device,
+            console=console if is_first else Console(quiet=True),
+            on_collapse=on_collapse,
+            wandb=wandb,
+            force=force,
+        )
+        if is_first:
+            # Quoted, so that the line can be typed as it stands.
+            spec = shlex.quote(str(run))
+            tasks = tasks_for(config.data.source)
+            print(f"done: {path}")
+            print(f"next: silc-bench eval --ckpt {spec} --tasks {tasks}")
+
+
+def _check_cost_options(
+    dry_run: bool, devices: int | None, on: str | None, price: float | None
+) -> None:
+    """UserError where an option of --dry-run stands without what it belongs to."""
     if devices is not None and not dry_run:
         raise UserError(
             "belongs to --dry-run",
@@ -177,75 +233,45 @@ def train(
         raise UserError("--on counts them", about="--devices", fix=fix)
     if price is not None and on is None:
         raise UserError("belongs to --on", about="--price", fix="name accelerators: --on h100x64")
-    if config.init and not goes_on:
-        check_init(config.init)
-    if config.tokenizer and not goes_on:
-        check_tokenizer(config.tokenizer)
-    if not dry_run:
-        if config.data.source:
-            check_there(config.data.source)
-        check_begun(run, goes_on)
 
+
+def _read_start(config: Config, as_json: bool) -> None:
+    """Say what --init brings, as the run would; what the run would refuse is refused."""
+    if config.init:
+        from silc_bench.trainer.checkpoints.init import read_start
+
+        for sentence in read_start(config).said:
+            tell(sentence, as_json)
+    if config.tokenizer:
+        from silc_bench.trainer.silc.tokenizers import of_file
+
+        of_file(Path(config.tokenizer), config.text)
+
+
+def _print_plan(
+    config: Config, on: str, price: float | None, sets: Sequence[str], as_json: bool
+) -> None:
+    """What the run would cost on other accelerators, by their data sheets."""
+    from silc_bench.trainer.monitor.plan import cluster
+
+    held = {change.partition("=")[0].strip() for change in sets}
+    planned = cluster.plan(config, on, price, held)
+    if as_json:
+        print_json(cluster.as_dict(planned))
+    else:
+        cluster.show_plan(planned, console)
+
+
+def _print_cost(config: Config, device: str, devices: int | None, as_json: bool) -> None:
+    """What a step costs on this machine, and whether it fits."""
     from silc_bench.evaluation.features import choose_device
-    from silc_bench.system.processes import joined, rank
+    from silc_bench.trainer.monitor.plan.fit import estimate_as_dict, show_estimate
 
-    if dry_run:
-        # A resumed run has its weights already.
-        if config.init and not goes_on:
-            from silc_bench.trainer.checkpoints.init import read_start
-
-            # What --init brings, as the run would say it; what the run would refuse is refused.
-            for sentence in read_start(config).said:
-                tell(sentence, as_json)
-        if config.tokenizer and not goes_on:
-            from silc_bench.trainer.silc.tokenizers import of_file
-
-            of_file(Path(config.tokenizer), config.text)  # refused as the run would refuse it
-        if on is not None:
-            from silc_bench.trainer.monitor.plan import cluster
-
-            held = {change.partition("=")[0].strip() for change in sets}
-            planned = cluster.plan(config, on, price, held)
-            if as_json:
-                print_json(cluster.as_dict(planned))
-            else:
-                cluster.show_plan(planned, console)
-            return
-        from silc_bench.trainer.monitor.plan.fit import estimate_as_dict, show_estimate
-
-        num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))
-        if as_json:
-            print_json(estimate_as_dict(config, choose_device(device), num_devices))
-        else:
-            show_estimate(config, choose_device(device), num_devices, console)
-        return
-    from silc_bench.system.limits import keep_freed_memory
-    from silc_bench.trainer.loop import run_training
-
-    chosen_device = choose_device(device)
-    check_writable(run)
-    if chosen_device.type == "cpu":
-        keep_freed_memory()
-
-    with lasting_output(), joined(chosen_device, timeout_minutes):
-        is_first = rank() == 0
-        run_console = console if is_first else Console(quiet=True)
-        path = run_training(
-            config,
-            run,
-            resume="auto" if resume == "auto" else goes_on,
-            device=chosen_device,
-            console=run_console,
-            on_collapse=on_collapse,
-            wandb=wandb,
-            force=force,
-        )
-        if is_first:
-            # Quoted, so that the line can be typed as it stands.
-            spec = shlex.quote(str(run))
-            tasks = tasks_for(config.data.source)
-            print(f"done: {path}")
-            print(f"next: silc-bench eval --ckpt {spec} --tasks {tasks}")
+    num_devices = devices or int(os.environ.get("WORLD_SIZE", "1"))
+    if as_json:
+        print_json(estimate_as_dict(config, choose_device(device), num_devices))
+    else:
+        show_estimate(config, choose_device(device), num_devices, console)
 
 
 @answering
@@ -308,7 +334,7 @@ def _have_captions_alone(pattern: str) -> bool:
     return ".txt" in endings and ".cls" not in endings
 
 
-def print_config(config: Any, as_json: bool) -> None:
+def print_config(config: Config, as_json: bool) -> None:
     """Every field with its value, and how sure the recipe is of it."""
     from silc_bench.trainer.config.config import flatten
     from silc_bench.trainer.config.presets import provenance_of
