@@ -29,7 +29,9 @@ from plan import (
     SEARCH_FINALISTS,
     SEARCHED,
     SETTINGS,
+    TRIED_LATER,
     TUNING_SEEDS,
+    VARIANTS,
     Pair,
     World,
 )
@@ -116,23 +118,27 @@ def confirmation(study: Study, setting: str, pairs: dict[str, Pair]) -> list[dic
 
 
 def search(study: Study) -> None:
-    """Each of SEARCHED with each of its arms, and the best once more; on "val"."""
+    """Each of SEARCHED, the best once more, then TRIED_LATER; with each of its arms, on "val"."""
     first, second = TUNING_SEEDS
     setting = PLACES.tuned_on
     pairs = best(study, PLACES)
 
-    def asked(names: Iterable[str], seed: int) -> list[dict[str, Any]]:
-        return [
-            job(study, setting, arm, seed, pairs[arm], "val", SEARCHED[name].samples)
-            | {"variant": name, "sets": dict(SEARCHED[name].sets)}
+    def carry_out_with(seed: int, names: Iterable[str]) -> None:
+        asked = [
+            job(study, setting, arm, seed, pairs[arm], "val", VARIANTS[name].samples)
+            | {"variant": name, "sets": dict(VARIANTS[name].sets)}
             for name in names
-            for arm in SEARCHED[name].arms
+            for arm in VARIANTS[name].arms
         ]
+        carry_out(study, "search", setting, asked)
 
-    carry_out(study, "search", setting, asked(SEARCHED, first))
+    carry_out_with(first, SEARCHED)
     finals = sorted(SEARCHED, key=lambda name: margin(study, name, [first]), reverse=True)
-    carry_out(study, "search", setting, asked(finals[:SEARCH_FINALISTS], second))
-    print(f"chosen: {chosen(study)}")
+    carry_out_with(second, finals[:SEARCH_FINALISTS])
+    print(f"chosen: {chosen(study)}", flush=True)
+
+    carry_out_with(first, TRIED_LATER)
+    carry_out_with(second, (name for name in TRIED_LATER if margin(study, name, [first]) > 0))
 
 
 def equal_seconds(study: Study, setting: str, arms: Iterable[str]) -> dict[str, int]:
@@ -214,7 +220,7 @@ def chosen(study: Study) -> str:
     found = study.rows("search", PLACES.tuned_on)
     seeds: dict[str, set[int]] = {}
     for row in found:
-        if row["arm"] == "silc":
+        if row["arm"] == "silc" and row["variant"] in SEARCHED:
             seeds.setdefault(row["variant"], set()).add(row["seed"])
     finals = [name for name in SEARCHED if seeds.get(name) == set(TUNING_SEEDS)]
     if set(seeds) != set(SEARCHED) or len(finals) < SEARCH_FINALISTS:
@@ -232,7 +238,7 @@ def margin(study: Study, variant: str, seeds: Iterable[int]) -> float:
 def rows_of_variant(study: Study, variant: str) -> Rows:
     """Those of the search; an arm that the variant leaves as it was comes from the tuning runs."""
     own = [row for row in study.rows("search", PLACES.tuned_on) if row["variant"] == variant]
-    others = [row for row in rows_as_tuned(study) if row["arm"] not in SEARCHED[variant].arms]
+    others = [row for row in rows_as_tuned(study) if row["arm"] not in VARIANTS[variant].arms]
     return own + others
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from differences import Rows, by_seed, differences
 from jobs import Study, chosen, rows_as_tuned, rows_of_variant
-from plan import AGAINST, ARMS, PLACES, SEARCHED, SETTINGS, Setting
+from plan import AGAINST, ARMS, PLACES, SEARCHED, SETTINGS, TRIED_LATER, VARIANTS, Setting
 
 
 def report(study: Study, setting: str) -> None:
@@ -104,12 +104,13 @@ def report_search(study: Study) -> None:
         "",
         f"{len(SEARCHED)} variants; percent of silc's student, and its differences in points, on",
         '"val" with the tuning seeds: mean, and lowest to highest. None of these numbers is a',
-        "result; they only choose what is confirmed.",
+        f"result; they only choose what is confirmed. The last {len(TRIED_LATER)} rows came after",
+        "the confirmation and choose nothing.",
         "",
         *header("variant", tuple(columns)),
     ]
     text.append(line("as tuned", *outcome(rows_as_tuned(study))))
-    for name in SEARCHED:
+    for name in VARIANTS:
         if any(row["variant"] == name for row in found):
             text.append(line(name, *outcome(rows_of_variant(study, name))))
     path = study.out / "search.md"
