@@ -244,7 +244,7 @@ def test_a_long_warm_up_excuses_one_direction_for_as_long(tiny):
 
 # Effective ranks of shapes_tiny, contrastive, seed 0, as far as its log has them: {steps of the
 # run: (its rate, {step: rank})}. `--samples 2560`, `--samples 9600`, and `--samples 6400 --set
-# optim.lr=0.03`; the first is the short demo's.
+# optim.lr=0.03`; the first two at the rate that the preset had then.
 RANKS = {
     40: (2e-3, {10: 1.66, 20: 1.58, 30: 1.57, 40: 1.55}),
     150: (2e-3, {10: 4.14, 20: 6.82, 30: 8.15, 60: 7.72, 90: 8.19, 120: 8.02, 150: 8.25}),
