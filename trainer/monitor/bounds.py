@@ -11,7 +11,7 @@ CERTAIN = 0.05
 ONE_HOT = 0.002
 
 # Of what a teacher's target could tell of its image (``health.py``), what it must tell at least.
-# With shapes_tiny it rises from 0.12 to 0.41 in 120 steps, with places_tiny from 0.08 to 0.67 in
+# With shapes_tiny it rises from 0.08 to 0.37 in 120 steps, with places_tiny from 0.08 to 0.67 in
 # 600. With places_tiny at a teacher_temp of 0.04 it stays at 0.02 to 0.04 for 160 steps, and the
 # student learns nothing from it (docs/log.md).
 TELLS_NOTHING = 0.05
