@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,10 +81,10 @@ ADAPTERS = {
 # where the run kept it.
 BRANCHES = ("student", "teacher", "average")
 PATH_BEGINS = ("/", "./", "../", "~")  # no name of a library or a hub begins so
-# What makes a folder a run, or one of its checkpoints: the state of several processes is a folder.
-PLAIN = "plain.pt"
-_CHECKPOINTS = ("step_*.pt", f"step_*/{PLAIN}")
-IN_RUN = (*(f"checkpoints/{name}" for name in _CHECKPOINTS), *_CHECKPOINTS, PLAIN)
+# A run keeps checkpoints/step_N.pt, or the folder step_N where its state is spread over several
+# processes. "step_best.pt" is a copy that somebody made.
+STEP = re.compile(r"step_\d+")
+PLAIN, INDEX = "plain.pt", ".metadata"  # in such a folder: ours, torch.distributed.checkpoint's
 
 
 def load_model(spec: str | Path, arch: str | None = None, name: str = "") -> ImageModel:
@@ -138,7 +139,7 @@ def _check_path(path: Path, branch: str | None, arch: str | None) -> None:
     if arch is not None:
         _check_arch(arch)
     place, _ = split_part(path)
-    if any(any(place.glob(pattern)) for pattern in IN_RUN):
+    if is_folder(place) or checkpoints_of(place):
         return
 
     try:
@@ -235,6 +236,29 @@ def find_path(spec: str) -> tuple[Path, str | None]:
     if not path or not os.path.exists(split_part(path)[0]):
         raise _missing(spec)
     return Path(path), branch
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first; the folder checkpoints/ within it does as well."""
+    return _checkpoints_in(run / "checkpoints") or _checkpoints_in(run)
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    files = [path for path in folder.glob("step_*.pt") if not path.is_dir()]
+    folders = [path for path in folder.glob("step_*") if is_folder(path)]
+    of_steps = [path for path in (*files, *folders) if STEP.fullmatch(path.stem)]
+    return sorted(of_steps, key=lambda path: (step_of(path), path.suffix))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a sharded checkpoint lies there, whole or damaged."""
+    is_step = STEP.fullmatch(path.name) is not None and (path / INDEX).exists()
+    return path.is_dir() and ((path / PLAIN).exists() or is_step)
+
+
+def step_of(checkpoint: Path) -> int:
+    """What its name says."""
+    return int(checkpoint.stem.removeprefix("step_"))
 
 
 def load_raw(path: Path, arch: str | None) -> ImageModel:

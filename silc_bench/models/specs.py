@@ -22,12 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from silc_bench.errors import UserError, first_line, unknown_name
-from silc_bench.models.load import BRANCHES, PLAIN, find_path, is_there, kinds, normal_form
+from silc_bench.models.load import (
+    BRANCHES,
+    checkpoints_of,
+    find_path,
+    is_there,
+    kinds,
+    normal_form,
+)
 
 ALL = "@all"
 IS_GLOB = re.compile(r"[*?\[]")
 COMMENT = re.compile(r"(?:^|\s)#.*")
-STEPS = "step_*.pt"  # as `silc_bench.trainer.checkpoints.file` names them
 # of files that hold weights, in any library; a folder may hold logs and pages beside them
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".ckpt", ".tar", ".pkl")
 MAX_LIST = 1 << 20  # bytes of a list: more is a checkpoint that was taken for one
@@ -169,23 +175,17 @@ def _steps_of(runs: list[str], word: str, remarks: list[str]) -> list[str]:
     empty: list[str] = []
     for run in runs:
         path, branch = find_path(run)
-        files = _steps_in(path / "checkpoints") or _steps_in(path)
-        ordered = sorted(map(str, files), key=_natural)
-        specs += [f"{file}:{branch}" if branch else file for file in ordered]
-        if not files:
+        checkpoints = checkpoints_of(path)
+        specs += [f"{one}:{branch}" if branch else str(one) for one in checkpoints]
+        if not checkpoints:
             empty.append(run)
 
     if not specs:
         fix = "name the folder of a run made by `silc-bench train --out`"
-        raise UserError(f"no checkpoints/{STEPS} there", about=f"checkpoint {word}", fix=fix)
+        raise UserError("no checkpoints/step_* there", about=f"checkpoint {word}", fix=fix)
     if empty:
         remarks.append(f"{word} passes over {len(empty)} without checkpoints: {_first(empty)}")
     return specs
-
-
-def _steps_in(folder: Path) -> list[Path]:
-    """A sharded checkpoint is a folder, by the name of its file."""
-    return [*folder.glob(STEPS), *(plain.parent for plain in folder.glob(f"step_*/{PLAIN}"))]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -7,37 +7,16 @@ work, and asks them again where it is called by a program.
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from silc_bench.errors import UserError, unknown_name
-from silc_bench.models.load import PLAIN, check_spec, find_path, kinds
+from silc_bench.models.load import check_spec, find_path, kinds
+from silc_bench.models.load import checkpoints_of as all_in
 from silc_bench.system.files import check_writable
 
 # Of an export: two folders for other libraries, and one file.
 TARGETS = ("open_clip", "hf", "safetensors")
 SUFFIX = ".safetensors"
-
-# A checkpoint is a file, or a folder where the state is spread over several processes.
-STEP = re.compile(r"step_\d{8,}")
-INDEX = ".metadata"  # in such a folder, torch.distributed.checkpoint's own; PLAIN is ours
-
-
-def all_in(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first; the folder checkpoints/ within it does as well."""
-    return _all_below(run / "checkpoints") or _all_below(run)
-
-
-def _all_below(folder: Path) -> list[Path]:
-    files = [path for path in folder.glob("step_*.pt") if not path.is_dir()]
-    folders = [path for path in folder.glob("step_*") if is_folder(path)]
-    return sorted([*files, *folders], key=lambda path: (path.stem, path.suffix))
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a sharded checkpoint lies there, whole or damaged."""
-    is_step = STEP.fullmatch(path.name) is not None and (path / INDEX).exists()
-    return path.is_dir() and ((path / PLAIN).exists() or is_step)
 
 
 def check_begun(run: Path, resume: bool) -> None:

@@ -26,7 +26,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,14 +38,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from silc_bench.errors import RunError, UserError, first_line
 from silc_bench.later import Later
-from silc_bench.models.load import PLAIN
+from silc_bench.models.load import PLAIN, STEP, is_folder, step_of
+from silc_bench.models.load import checkpoints_of as all_in
 from silc_bench.models.weights import pickles
 from silc_bench.models.weights.kind import needed_global
 from silc_bench.system.checksums import CHECKSUMS, DIGITS, differences, read_sealed, sealed
 from silc_bench.system.files import atomic_path, flush, write_text_atomic
 from silc_bench.system.processes import concatenated, group_of_mine, num_ranks, rank
 from silc_bench.trainer import device
-from silc_bench.trainer.checkpoints.early import all_in, is_folder
 
 if TYPE_CHECKING:
     from silc_bench.trainer.checkpoints import sharded
@@ -282,7 +281,8 @@ def _tidy(run: Path, path: Path, payload: dict[str, Any]) -> None:
 
 def _remove_lone_notes(folder: Path) -> None:
     names = {path.stem for path in all_in(folder)}
-    _remove(note for note in folder.glob("step_*.json") if note.stem not in names)
+    notes = (note for note in folder.glob("step_*.json") if STEP.fullmatch(note.stem))
+    _remove(note for note in notes if note.stem not in names)
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -331,11 +331,6 @@ def _keep_every(payload: dict[str, Any]) -> int:
 def path_of(run: Path, step: int, is_sharded: bool = False) -> Path:
     """Where the checkpoint of a step lies; eight digits, so that names sort as steps do."""
     return run / "checkpoints" / f"step_{step:08d}{'' if is_sharded else '.pt'}"
-
-
-def step_of(path: Path) -> int:
-    """What its name says."""
-    return int(path.stem.removeprefix("step_"))
 
 
 def best_in(run: Path) -> Path | None:
@@ -579,8 +574,8 @@ def _checksum(part: Any) -> str:
 
 def _renamed(path: Path, step: int) -> str:
     """What is wrong with the name, which says what a run goes on from; "" where it says no step."""
-    match = re.fullmatch(r"step_(\d{8,})", path.stem)
-    return f"it holds step {step} and was renamed" if match and int(match[1]) != step else ""
+    is_of_step = STEP.fullmatch(path.stem) is not None
+    return f"it holds step {step} and was renamed" if is_of_step and step_of(path) != step else ""
 
 
 def _has_all_fields(payload: dict[str, Any]) -> bool:

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from silc_bench.errors import UserError, first_line, unknown_name
 from silc_bench.models.interface import Training
-from silc_bench.models.load import BRANCHES
+from silc_bench.models.load import BRANCHES, is_folder
 from silc_bench.models.patch_features import (
     check_methods,
     dense,
@@ -57,7 +57,7 @@ from silc_bench.models.weights.read import (
 )
 from silc_bench.models.weights.revision import revision_of
 from silc_bench.trainer.checkpoints import file as checkpoint
-from silc_bench.trainer.checkpoints.early import is_folder, placed
+from silc_bench.trainer.checkpoints.early import placed
 from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
 from silc_bench.trainer.config.identity import named, recipe_of
 from silc_bench.trainer.config.presets import PRESETS, make_preset

@@ -79,6 +79,17 @@ def test_those_of_every_so_many_steps_stay(tmp_path):
     assert saved_in(tmp_path) == [4, 8, 10, 11]
 
 
+@pytest.mark.parametrize("name", ["step_best.pt", "step_4_copy.pt", "step_0000000a.json"])
+def test_files_of_other_names_are_no_checkpoints_of_the_run(tmp_path, name):
+    (first,) = save(tmp_path, 4)
+    theirs = shutil.copy(first, first.with_name(name))
+    for step in (5, 6, 7):
+        save(tmp_path, step)
+    assert theirs.exists()
+    assert saved_in(tmp_path) == [6, 7]
+    assert checkpoint.find(tmp_path) == checkpoint.path_of(tmp_path, 7)
+
+
 # --- a disk that fills up -------------------------------------------------------------------------
 
 
