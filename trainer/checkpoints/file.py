@@ -286,9 +286,9 @@ def _remove_lone_notes(folder: Path) -> None:
 
 
 def _remove(paths: Iterable[Path]) -> None:
-    """Files and folders, which may be gone."""
+    """Files and folders, which may be gone; of what lies on another disk only the link to it."""
     for path in list(paths):
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
             continue
 

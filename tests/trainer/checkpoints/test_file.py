@@ -90,6 +90,20 @@ def test_files_of_other_names_are_no_checkpoints_of_the_run(tmp_path, name):
     assert checkpoint.find(tmp_path) == checkpoint.path_of(tmp_path, 7)
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_of_a_checkpoint_on_another_disk_the_link_is_removed(tmp_path, is_sharded):
+    place = checkpoint.path_of(tmp_path / "run", 1, is_sharded)
+    place.parent.mkdir(parents=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / checkpoint.PLAIN).touch()
+    place.symlink_to(elsewhere if is_sharded else elsewhere / checkpoint.PLAIN)
+    save(tmp_path / "run", 2, 3)
+    assert saved_in(tmp_path / "run") == [2, 3]
+    assert not [*place.parent.glob(".*")]
+    assert (elsewhere / checkpoint.PLAIN).exists()
+
+
 # --- a disk that fills up -------------------------------------------------------------------------
 
 
