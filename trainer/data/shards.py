@@ -51,7 +51,7 @@ from silc_bench.trainer.data.samples import (
 from silc_bench.trainer.data.shard_index import Shard, Table, expand, table_of
 
 SAMPLED = 16  # pairs whose bytes are part of a fingerprint
-MOST_OPEN = 64  # files that a process keeps open, where a group has fewer shards
+MOST_OPEN = 64  # local files that a process keeps open, where a group has fewer shards
 IMAGE, TEXT, JSON = range(3)  # columns of a table
 
 
@@ -132,8 +132,10 @@ class ShardsReader(EpochReader):
         place = self.table.member(index, column)
         if place is None:
             return None
-        read = self._open_files.read
-        return self.files[number].read(self.mirror, lambda path: read(path, place))
+        # An open file of the mirror would keep its room on the disk after the mirror removed it.
+        shard = self.files[number]
+        read = shards.read_member if shard.stamp else self._open_files.read
+        return shard.read(self.mirror, lambda path: read(path, place))
 
     def where(self, index: int, column: int = IMAGE) -> str:
         """Where a member lies, for people."""

@@ -56,6 +56,15 @@ def often(kind, of_five=3):
     return fault
 
 
+def test_a_copy_that_was_removed_takes_no_room_any_more(files):
+    """The mirror holds fewer than the five; what a process has open would stay on the disk."""
+    with FaultyServer(files) as server:
+        pairs = stream(server)
+        assert sorted(numbers(take(pairs, 1, 0, 57))) == PAIRS
+        end_of_fetches()
+    assert not pairs._reader._open_files._handles
+
+
 # --- faults ---------------------------------------------------------------------------------------
 
 
