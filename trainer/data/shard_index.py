@@ -335,22 +335,19 @@ def table_of(
     try:
         with open(path.with_name(f".{path.stem}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            table = _kept_table(path)
-            if table is None:
+            if _kept_table(path) is None:
                 with atomic_path(path) as temporary, open(temporary, "wb") as file:
                     _write(file.write, all_shards, indexes)
-                table = _kept_table(path)
+        return _mapped(path)
     except OSError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             warn(
-                f"cannot write to {path.parent} ({error.strerror}): each process of this machine"
-                f" keeps a table of all pairs, {num_bytes / 2e6:,.0f} MB, in its own memory"
+                f"cannot keep a table in {path.parent} ({error.strerror}): each process of this"
+                f" machine keeps a table of all pairs, {num_bytes / 2e6:,.0f} MB, in its own memory"
             )
 
         # A part of them is read already, so all are loaded anew.
         return _in_memory(all_shards, index_each(all_shards, places, filters, mirror))
-    assert table is not None
-    return table
 
 
 def index_each(

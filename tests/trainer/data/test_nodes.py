@@ -352,23 +352,33 @@ def test_a_damaged_table_is_not_served(tmp_path, place):
         assert [damaged.text(p) for p in range(20)] == before
 
 
+def full(path):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+def not_mapped(*_, **__):
+    raise OSError(errno.ENODEV, "No such device")
+
+
+@pytest.mark.parametrize(
+    ("place", "fails", "reason"),
+    [
+        (shard_index, full, "No space left on device"),
+        (np, not_mapped, "No such device"),  # as of some disks of a network
+    ],
+)
 @pytest.mark.usefixtures("mapped")
-def test_a_table_that_finds_no_room_is_said_and_kept_in_memory(tmp_path, monkeypatch, capsys):
+def test_a_table_that_cannot_be_kept_is_said_and_in_memory(
+    tmp_path, monkeypatch, capsys, place, fails, reason
+):
     numbered(tmp_path, *SIZES)
     expected = opened(tmp_path, 1)._reader
     expected.table.path.unlink()
-    at_path = shard_index.atomic_path
-
-    def full(path):
-        if path.suffix == ".rows":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return at_path(path)
-
-    monkeypatch.setattr(shard_index, "atomic_path", full)
+    monkeypatch.setattr(place, "memmap" if place is np else "atomic_path", fails)
     capsys.readouterr()
     reader = opened(tmp_path, 1)._reader
     said = "".join(capsys.readouterr().err.split())
-    assert f"cannotwriteto{expected.table.path.parent}(Nospaceleftondevice)" in said
+    assert f"cannotkeepatablein{expected.table.path.parent}({reason})".replace(" ", "") in said
     assert reader.table.path is None
     assert [reader.text(p) for p in range(70)] == [expected.text(p) for p in range(70)]
 
