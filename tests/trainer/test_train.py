@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -249,6 +250,13 @@ def test_a_run_that_cannot_start_is_refused(tiny, finished, tmp_path, changes, i
     folder = tmp_path / "nowhere" if is_new else finished[0]
     with refused(about=about):
         run(tiny(**{"steps": 5} | changes), folder, resume=is_new)
+
+
+def test_a_folder_that_tensorboard_cannot_name_is_refused(tiny, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with refused(about=folder, is_kept=False):
+        run(tiny(steps=5), folder)
+    assert not folder.exists()
 
 
 def test_what_a_shard_lacks_is_reported(tiny, tmp_path, shards):

@@ -20,7 +20,15 @@ SUFFIX = ".safetensors"
 
 
 def check_begun(run: Path, resume: bool) -> None:
-    """Raises UserError: the folder holds a run already, or none that could be resumed."""
+    """Raises UserError: the folder holds a run already, or none to resume; its name is no text."""
+    try:
+        str(run).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            "its name holds bytes that are no UTF-8, which TensorBoard cannot write",
+            about=run,
+            fix="choose another --out",
+        ) from None
     has_begun = bool(all_in(run))
     if has_begun and not resume:
         raise UserError(

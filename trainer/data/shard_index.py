@@ -559,8 +559,9 @@ def kept_at(shard: Shard, filters: Filters, shards_folder: Path) -> Path:
 
     # In their order: the first condition that fails is the reason that is counted.
     conditions = " ".join(f"{c.name}{c.sign}{c.value}" for c in filters.conditions)
-    name = hashlib.sha256(f"{version}\n{conditions}\n{SCHEMA_VERSION}".encode()).hexdigest()[:24]
-    return folder_of(shards_folder) / f"{name}.npz"
+    # A path may hold bytes that are no UTF-8, which Python carries as surrogates.
+    content = f"{version}\n{conditions}\n{SCHEMA_VERSION}".encode("utf-8", "surrogateescape")
+    return folder_of(shards_folder) / f"{hashlib.sha256(content).hexdigest()[:24]}.npz"
 
 
 def is_kept(place: Path) -> bool:

@@ -63,6 +63,15 @@ def test_a_second_start_looks_at_nothing_and_finds_the_same(folder, looked_at):
     assert looked_at == SHARDS
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", b"[a] {b,c} *.tar", "ö".encode()])
+def test_the_name_of_a_folder_may_be_any_bytes(tmp_path, looked_at, name):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    folder.mkdir()
+    write_shard(folder / "0.tar", whole(1))
+    assert indexed(folder) == indexed(folder)
+    assert looked_at == ["0.tar"]
+
+
 def test_a_changed_shard_is_looked_at_again(folder, looked_at):
     indexed(folder)
     looked_at.clear()
