@@ -76,9 +76,10 @@ OF_THE_MACHINE = (
     "micro_batch",
     "parallel",
 )
+OF_THE_MACHINES_DATA = ("num_workers", "mirror_gb")
 
 # Beginnings of the names of fields that may differ when a run is resumed.
-FREE_ON_RESUME = ("data.num_workers", "data.mirror_gb", *OF_THE_MACHINE)
+FREE_ON_RESUME = (*(f"data.{name}" for name in OF_THE_MACHINES_DATA), *OF_THE_MACHINE)
 
 
 def run_training(
@@ -336,7 +337,8 @@ def _restored(config: Config, payload: dict[str, Any], device: torch.device) -> 
     asked = to_dict(config)
     of_this_machine = {name: asked[name] for name in OF_THE_MACHINE}
     joined = json.loads(payload["config"]) | of_this_machine
-    joined["data"] = joined["data"] | {"source": config.data.source}  # it may have moved
+    names = ("source", *OF_THE_MACHINES_DATA)  # the source may have moved
+    joined["data"] |= {name: asked["data"][name] for name in names}
     return TrainState.restore({**payload, "config": json.dumps(joined)}, device)
 
 

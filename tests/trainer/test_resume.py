@@ -152,6 +152,15 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(whole, configs, tmp_path, so
     assert re.findall(r"(SIG\w+) after step (\d)", words) == SAID.get(life, [])
 
 
+def test_a_resumed_run_goes_on_with_what_suits_this_machine(whole, configs):
+    """And says that: it named the workers of the machine where it began."""
+    config = configs["shapes"]
+    data = replace(config.data, num_workers=3, mirror_gb=7.0)
+    asked = replace(config, data=data, log_every=5, checkpointing="blocks")
+    state = loop._restored(asked, end_of(whole["shapes"]), torch.device("cpu"))
+    assert state.config == replace(asked, compile="false")
+
+
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(whole, configs, tmp_path):
     """The run goes on from the one before, says so, and ends as if nothing had happened."""
     interrupted(configs["shards"], tmp_path, signal.SIGTERM, 5)
