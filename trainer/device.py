@@ -43,7 +43,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from silc_bench.errors import UserError, first_line
 from silc_bench.later import Later
-from silc_bench.system.processes import group_of_mine, num_local_ranks, num_ranks, rank, summed
+from silc_bench.system.processes import (
+    group_of_mine,
+    num_local_ranks,
+    num_ranks,
+    of_all,
+    rank,
+    summed,
+)
 from silc_bench.trainer.config.config import Config
 
 if TYPE_CHECKING:
@@ -99,7 +106,7 @@ def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
     copy. It is None for one process, too.
 
     Raises:
-        UserError: hsdp on nodes with different numbers of processes.
+        UserError: hsdp on nodes with different numbers of processes; on every rank.
     """
     if config.parallel == "ddp" or num_ranks() == 1:
         return None
@@ -107,10 +114,13 @@ def mesh_of(config: Config, device: torch.device) -> DeviceMesh | None:
         everyone = cast("dist.ProcessGroup", dist.group.WORLD)
         return device_mesh.DeviceMesh.from_group(everyone, device.type, mesh_dim_names=("shard",))
 
-    of_node = num_local_ranks()
-    if num_ranks() % of_node:
+    # Each rank knows its own node: they ask each other, or they would make other groups and hang.
+    of_nodes = sorted({*of_all(num_local_ranks())})
+    of_node = of_nodes[0]
+    if len(of_nodes) > 1 or num_ranks() % of_node:
         raise UserError(
-            f"{num_ranks()} processes are no whole number of nodes with {of_node} each",
+            f"{num_ranks()} processes are no whole number of nodes with"
+            f" {' or '.join(map(str, of_nodes))} each",
             about="parallel=hsdp",
             fix="start as many processes on every node, or take parallel=fsdp",
         )

@@ -124,6 +124,15 @@ def shares_of(config, tokenizer, batches, of_node):
     }
 
 
+def refused_mesh(config, of_nodes):
+    """What the refusal is about, where each rank's machine has so many."""
+    with node_of(of_nodes[rank()]):
+        try:
+            mesh_of(config, torch.device("cpu"))
+        except UserError as error:
+            return error.about
+
+
 def is_matrix(leaf):
     return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 

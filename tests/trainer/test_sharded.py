@@ -13,7 +13,6 @@ import on_ranks
 import pytest
 import torch
 from gloo_pool import GlooPool, lives
-from refusals import refused
 from runs import close, end_of, equal, rows_of, saved_in
 
 from silc_bench.trainer import device
@@ -127,11 +126,13 @@ def test_one_process_has_nobody_to_share_with(configs, work, alone):
     assert equal(mine[0], alone["sigmoid"])
 
 
-def test_unequal_nodes_are_refused(configs, monkeypatch):
-    monkeypatch.setattr(device, "num_ranks", lambda: 5)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with refused(about="parallel=hsdp"):
-        device.mesh_of(sharded(configs["sigmoid"], "hsdp"), torch.device("cpu"))
+@pytest.mark.parametrize("of_nodes", [(2, 2, 2), (2, 2, 1, 1), (1, 3, 3, 3)])
+def test_unequal_nodes_are_refused_by_every_rank(configs, pool, of_nodes):
+    """Of two, one and one, ranks of the first node took them for two nodes, the others for four."""
+    answers = pool.run(
+        len(of_nodes), on_ranks.refused_mesh, sharded(configs["sigmoid"], "hsdp"), of_nodes
+    )
+    assert answers == ["parallel=hsdp"] * len(of_nodes)
 
 
 @pytest.mark.slow
