@@ -19,7 +19,7 @@ ranks, D embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,19 @@ CHUNK = {"cpu": 2**20, "cuda": 2**24}
 # (CHUNKS times its size) is less than half of the table. A smaller table is not worth the trouble.
 MOST_CHUNKS = 8
 
-# How many tables [V, b, B] are alive at the peak of forward and backward pass, where the table is
-# made whole; and the same where equal texts are right ones. CHUNKS: how many chunks are alive where
-# it is made in chunks. The tests count them.
-TABLES = {"sigmoid": 6.0, "softmax": 6.0}
-TABLES_OF_EQUAL_TEXTS = {"sigmoid": 6.0, "softmax": 8.5}
-CHUNKS = {"sigmoid": 2.0, "softmax": 2.0}
-CHUNKS_OF_EQUAL_TEXTS = {"sigmoid": 2.0, "softmax": 3.0}
+
+class Alive(NamedTuple):
+    """What is alive at the peak of forward and backward pass. The tests count it."""
+
+    tables: float  # [V, b, B], where the table is made whole
+    chunks: float  # where it is made in chunks
+
+
+# Of each loss: where an image has its own text alone, and where equal texts are right ones.
+ALIVE = {
+    "sigmoid": (Alive(6.0, 2.0), Alive(6.0, 2.0)),
+    "softmax": (Alive(6.0, 2.0), Alive(8.5, 3.0)),
+}
 
 
 def is_large(views: int, share: int, batch: int, device: str) -> bool:
@@ -56,13 +62,12 @@ def peak_bytes(
     """Bytes of logits at the peak of a loss, forward and backward, in fp32.
 
     Features and their gradients, [V, b, D] and [B, D], are not counted. A loss that is not in
-    ``TABLES`` counts as the largest one there, with its table whole.
+    ``ALIVE`` counts as the largest one there, with its table whole.
     """
-    tables = TABLES_OF_EQUAL_TEXTS if with_equal_texts else TABLES
-    if loss in tables and is_large(views, share, batch, device):
-        chunks_alive = CHUNKS_OF_EQUAL_TEXTS if with_equal_texts else CHUNKS
-        return int(4 * chunks_alive[loss] * _chunk(device))
-    num_tables = tables.get(loss, max(tables.values()))
+    alive = {name: of_loss[with_equal_texts] for name, of_loss in ALIVE.items()}
+    if loss in alive and is_large(views, share, batch, device):
+        return int(4 * alive[loss].chunks * _chunk(device))
+    num_tables = alive[loss].tables if loss in alive else max(alive.values()).tables
     return int(4 * num_tables * views * share * batch)
 
 
