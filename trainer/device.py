@@ -177,7 +177,7 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("dtensor.DTensor", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
-def reduced(values: Tensor) -> Tensor:
+def reduced(values: Tensor) -> dtensor.DTensor:
     """A sharded tensor whose ranks hold summands of it, summed; every rank must ask."""
     spread = cast("dtensor.DTensor", values)
     places = [dtensor.Replicate() if place.is_partial() else place for place in spread.placements]
@@ -326,6 +326,11 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor.to(device)
     # From memory that is not page-locked the host would wait.
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def kept_on_host(tensor: Tensor) -> Tensor:
+    """A copy of it on the CPU, which stays as it is."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 class PendingValues:

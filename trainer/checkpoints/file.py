@@ -127,7 +127,7 @@ class Writer:
             return
 
         # A copy, because the next step changes the tensors while the thread still writes them.
-        copy = tree_map_only(torch.Tensor, _copied, payload)
+        copy = tree_map_only(torch.Tensor, device.kept_on_host, payload)
         self._size = size_of(copy)
         self._pending = self._thread.submit(save, self._run, copy, score)
 
@@ -590,7 +590,3 @@ def _note_of(path: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)

@@ -46,6 +46,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from silc_bench.errors import first_line
 from silc_bench.system.checksums import checksum
+from silc_bench.trainer.device import kept_on_host, reduced
 
 Place: TypeAlias = tuple[str | int, ...]  # of a tensor within the payload: its names, outside in
 FILE = re.compile(r"__\d{1,9}_\d{1,9}\.distcp")  # as DCP names them; no path leads elsewhere
@@ -72,8 +73,9 @@ class Copies:
         """``buffers``: page-locked memory of the copies before, to be used again."""
         found: list[tuple[Place, DTensor]] = []
         rest = _without_sharded(payload, (), found)
-        sharded = [(place, _settled(tensor)) for place, tensor in found]
-        self.rest: dict[str, Any] = tree_map_only(Tensor, _copied, rest)
+        # DCP would write the summand of one rank: so are means over rows of a sharded gradient.
+        sharded = [(place, reduced(tensor)) for place, tensor in found]
+        self.rest: dict[str, Any] = tree_map_only(Tensor, kept_on_host, rest)
         self.places = {_name(place): place for place, _ in sharded}
         self.tensors = {_name(place): tensor for place, tensor in sharded}
 
@@ -550,15 +552,6 @@ def _without_sharded(value: Any, path: Place, found: list[tuple[Place, DTensor]]
     return rest
 
 
-def _settled(tensor: DTensor) -> DTensor:
-    """Where each rank holds a summand and not a part, the sum; all ranks call it.
-
-    DCP would write the summand of one rank: so are means over the rows of a sharded gradient.
-    """
-    placements = [Replicate() if one.is_partial() else one for one in tensor.placements]
-    return tensor.redistribute(placements=placements)
-
-
 def _nested_copy(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
@@ -567,7 +560,3 @@ def _nested_copy(value: Any) -> Any:
 
 def _name(path: Place) -> str:
     return ".".join(map(str, path))
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
