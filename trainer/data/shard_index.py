@@ -28,6 +28,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 import zlib
 from bisect import bisect_right
@@ -217,10 +218,9 @@ def _in_processes(
         yield from (_look_at(shard, place, filters, mirror) for shard, place in local)
         return
 
-    # A fork would copy locks that another thread holds. Ctrl-C is this process's to answer.
+    # A fork would copy locks that another thread holds.
     context = multiprocessing.get_context("spawn")
-    ignore_ctrl_c = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(processes, context, signal.signal, ignore_ctrl_c) as pool:
+    with ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
         futures = deque(
             pool.submit(_look_at, shard, place, filters, mirror) for shard, place in local
         )
@@ -236,6 +236,22 @@ def _in_processes(
             raise RunError(problem, about="shards", fix=fix) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ctrl-C is for the process that started this one, and so is its death.
+
+    Else this one would wait for ever for more to do, because it holds both ends of their pipe.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 # ---- all samples ----

@@ -1,11 +1,13 @@
 """Each shard is looked through once: the second start reads what was kept of that very version."""
 
 import os
+import select
 import shutil
 import signal
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 from pairs import as_ranks, whole, write_shard
 from refusals import refused
@@ -112,10 +114,14 @@ def test_a_folder_that_may_not_be_looked_into_costs_time_only(folder, looked_at,
     assert looked_at == 2 * SHARDS
 
 
+def two_at_once(patch):
+    patch.setattr(shard_index, "MANY", 2)
+    patch.setattr("silc_bench.system.limits.num_cores", lambda: 2)
+
+
 @pytest.fixture
 def two_processes(monkeypatch):
-    monkeypatch.setattr(shard_index, "MANY", 2)
-    monkeypatch.setattr("silc_bench.system.limits.num_cores", lambda: 2)
+    two_at_once(monkeypatch)
 
 
 def test_many_shards_are_looked_through_by_processes(folder, request, looked_at):
@@ -138,6 +144,32 @@ def test_a_process_that_is_killed_is_an_error_in_words(folder, monkeypatch):
     monkeypatch.setattr(shard_index, "_look_at", dies)
     with refused("shards", RunError):
         indexed(folder)
+
+
+def is_at_work(shard, *_):
+    """Says so by the pipe beside the shard, which the system closes when this process ends."""
+    os.write(os.open(Path(shard.name).with_name("pipe"), os.O_WRONLY), b"!")
+    signal.pause()
+
+
+def look_through(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        two_at_once(patch)
+        patch.setattr(shard_index, "_look_at", is_at_work)
+        indexed(folder)
+
+
+def test_processes_end_with_the_one_that_started_them(folder):
+    """However it ends: they would wait for more to do."""
+    os.mkfifo(folder / "pipe")
+    process = forked.start(folder / "output", look_through, folder)
+    with open(folder / "pipe", "rb", buffering=0) as pipe:
+        assert pipe.read(1) == b"!"
+        process.kill()
+        while select.select([pipe], [], [], forked.SECONDS)[0]:
+            if not pipe.read(1):
+                return
+    pytest.fail("one lives on")
 
 
 # --- ranks, as threads ----------------------------------------------------------------------------
