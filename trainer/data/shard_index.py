@@ -48,6 +48,8 @@ from silc_bench.later import np
 from silc_bench.system import archives
 from silc_bench.system.cache import IN_USE, Listed
 from silc_bench.system.files import atomic_path
+from silc_bench.system.limits import num_cores
+from silc_bench.system.processes import concatenated, num_local_ranks, num_ranks, rank
 from silc_bench.trainer.data.samples import (
     Filters,
     UnreadableError,
@@ -123,8 +125,7 @@ def index_all(
         UserError: one that is no shard, or cannot be read.
         RunError: a remote one that cannot be fetched.
     """
-    # These bring torch, which the processes that look through shards do without.
-    from silc_bench.system.processes import concatenated, num_ranks, rank
+    # rich, which the processes that look through shards do without
     from silc_bench.system.terminal import warn
 
     is_first = rank() == 0
@@ -210,9 +211,6 @@ def _in_processes(
     local: Sequence[tuple[Shard, Path]], filters: Filters, mirror: remote.Mirror
 ) -> Iterator[ShardIndex]:
     """The index of each local shard, in order; by processes where there are many shards."""
-    from silc_bench.system.limits import num_cores
-    from silc_bench.system.processes import num_local_ranks
-
     processes = min(MOST_PROCESSES, num_cores() // num_local_ranks())
     if len(local) < MANY or processes < 2:
         yield from (_look_at(shard, place, filters, mirror) for shard, place in local)
@@ -324,7 +322,6 @@ def table_of(
         UserError, RunError: as ``index_all``.
         DataError: a shard that is too large for it.
     """
-    from silc_bench.system.processes import concatenated
     from silc_bench.system.terminal import warn
 
     places = [kept_at(shard, filters, mirror.folder) for shard in all_shards]

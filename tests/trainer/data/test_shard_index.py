@@ -116,7 +116,7 @@ def test_a_folder_that_may_not_be_looked_into_costs_time_only(folder, looked_at,
 
 def two_at_once(patch):
     patch.setattr(shard_index, "MANY", 2)
-    patch.setattr("silc_bench.system.limits.num_cores", lambda: 2)
+    patch.setattr(shard_index, "num_cores", lambda: 2)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def on_two_ranks(folder, monkeypatch):
     def run():
         with monkeypatch.context() as patch:
             for name, function in functions.items():
-                patch.setattr(f"silc_bench.system.processes.{name}", function)
+                patch.setattr(shard_index, name, function)
             return as_ranks(2, work)
 
     return run
