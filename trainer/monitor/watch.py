@@ -167,10 +167,11 @@ def repeating(config: Config, num_samples: int | None) -> str | None:
     """
     if num_samples is None or config.batch_size <= num_samples:
         return None
+    # no run takes a batch of one pair
+    fix = "take more pairs" if num_samples == 1 else f"lower batch_size to {num_samples:,} or less"
     return (
         f"a batch of {config.batch_size:,} holds pairs several times, of {num_samples:,} in all,"
-        " and the loss takes a pair's other places for wrong texts; lower batch_size to"
-        f" {num_samples:,} or less"
+        f" and the loss takes a pair's other places for wrong texts; {fix}"
     )
 
 
