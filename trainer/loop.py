@@ -218,6 +218,18 @@ def _check_same_data(saved: dict[str, Any] | None, now: dict[str, Any], source: 
     )
 
 
+def _cut_anew(saved: dict[str, Any], num_nodes: int) -> str | None:
+    """A sentence where a resumed run reads shards on another number of nodes than before."""
+    before = len(saved.get("nodes", ())) or 1
+    if before == num_nodes:
+        return None
+    then, now = (f"{count} node{'' if count == 1 else 's'}" for count in (before, num_nodes))
+    return (
+        f"the data was read on {then} and is read on {now} now: the rest of this epoch is cut anew,"
+        " so some of its pairs come twice and as many do not come"
+    )
+
+
 def train(
     config: Config,
     run: Path,
@@ -246,13 +258,15 @@ def train(
 
     source = open_source(config.data, config.canvas)
     data = source.identity()
+    cut_anew = None
     if payload is None:
         state = _created(config, source, device, console)
     else:
         state = _restored(config, payload, device)
         _check_same_data(state.data, data, config.data.source)
-        if state.data and "nodes" in state.data:
-            data["nodes"] = state.data["nodes"]  # how far each has gone in the data
+        cut_anew = _cut_anew(state.data or {}, source.num_nodes)
+        if not cut_anew and source.num_nodes > 1:
+            data["nodes"] = (state.data or {})["nodes"]  # how far each has gone in the data
     state.data = data
 
     # A resumed run has said it, and of a remote source its beginning may be far away.
@@ -270,6 +284,7 @@ def train(
     doubts = (
         crowding(num_readers(config.data), num_local_ranks()),
         repeating(config, source.num_samples),
+        cut_anew,
         texts.repetition(counts_as_right) if texts else None,
         room,
     )

@@ -161,6 +161,33 @@ def test_a_resumed_run_goes_on_with_what_suits_this_machine(whole, configs):
     assert state.config == replace(asked, compile="false")
 
 
+def test_a_run_that_goes_on_with_other_nodes_says_so_once(tiny, shards, tmp_path):
+    config = tiny("contrastive", steps=4, data={"source": shards}, checkpoint_every=1)
+    run(config, tmp_path)
+    (tmp_path / "checkpoints/step_00000004.pt").unlink()
+    payload = end_of(tmp_path)
+    del payload["format"]
+    nodes = {"nodes": [payload["position"] - 3, 3]}
+    checkpoint.save(tmp_path, payload | {"data": json.dumps(json.loads(payload["data"]) | nodes)})
+
+    _, printed = run(config, tmp_path, resume=True)
+    assert "the data was read on 2 nodes and is read on 1 node now" in printed
+    assert "nodes" not in json.loads(end_of(tmp_path)["data"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "num_nodes", "words"),
+    [
+        ({}, 1, None),
+        ({}, 3, "on 1 node and is read on 3 nodes now"),
+        ({"nodes": [4, 4]}, 2, None),
+        ({"nodes": [4, 4]}, 3, "on 2 nodes and is read on 3 nodes now"),
+    ],
+)
+def test_which_numbers_of_nodes_cut_an_epoch_anew(saved, num_nodes, words):
+    assert (words or "None") in str(loop._cut_anew(saved, num_nodes))
+
+
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(whole, configs, tmp_path):
     """The run goes on from the one before, says so, and ends as if nothing had happened."""
     interrupted(configs["shards"], tmp_path, signal.SIGTERM, 5)

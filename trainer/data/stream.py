@@ -170,6 +170,7 @@ class Source:
         self.damage = damage
         self.changed = Damage()
         self.num_samples = reader.num_samples  # of an epoch; None: never repeats
+        self.num_nodes = reader.num_nodes  # that read each its own part
         self._reader = reader
         self._num_readers = num_readers(config)
         self._side = config.decode_size or side
