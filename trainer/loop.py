@@ -26,6 +26,7 @@ from silc_bench.system.lock import NAME as RUNNING
 from silc_bench.system.lock import locked
 from silc_bench.system.processes import (
     StoppedError,
+    concatenated,
     num_local_ranks,
     num_ranks,
     of_all,
@@ -245,6 +246,7 @@ def train(
     Returns the final checkpoint's path.
 
     Raises:
+        UserError: ranks that share the weights do not see one folder.
         RunError: a loss that is not finite, a collapse that is to stop it, or a checkpoint that
             cannot be written.
         StoppedError: a signal to any of the ranks, after a checkpoint.
@@ -295,7 +297,10 @@ def train(
         with Stop(console).listening() as stop:
             # Log and probes are the first rank's, and so is a checkpoint that is one file; the
             # others only do the steps.
-            writer = checkpoint.Writer(run, checkpoint.is_sharded(state.payload()))
+            shares_weights = checkpoint.is_sharded(state.payload())
+            if shares_weights:
+                _check_seen_by_all(run)
+            writer = checkpoint.Writer(run, shares_weights)
             if rank() > 0:
                 silent = Watch(state.config, device, console, "warn", source.damage, lambda _: None)
                 return _follow(state, source, writer, stop.received, silent)
@@ -315,6 +320,21 @@ def train(
             warn(f"left out: {source.damage.summary()}", console)
         for cause, count in source.changed.counts.items():
             say(f"{count:,} {cause}, the first: {source.changed.first[cause]}", console)
+
+
+def _check_seen_by_all(run: Path) -> None:
+    """UserError on every rank where one does not see the folder that the first rank works in.
+
+    Its parts of the checkpoints would lie on a disk of its own, and nobody could read any of them.
+    """
+    blind = concatenated([] if (run / RUNNING).exists() else [rank()])
+    if blind:
+        raise UserError(
+            f"rank {', '.join(map(str, blind))} of {num_ranks()} does not see this folder, and each"
+            " rank writes a part of every checkpoint there",
+            about=run,
+            fix="choose an --out on a file system that all nodes share",
+        )
 
 
 def _created(config: Config, source: Source, device: torch.device, console: Console) -> TrainState:

@@ -255,6 +255,14 @@ def run(
             open_gate()
 
 
+def run_apart(config, folder):
+    """``run``, each rank on a disk of its own."""
+    here = Path(folder, os.environ["RANK"])
+    here.mkdir()
+    os.chdir(here)
+    return run(config, Path("run"))
+
+
 def order_of_joining(folder, late):
     """Which ranks begin their work before rank ``late`` is connected: empty files in ``folder``.
 

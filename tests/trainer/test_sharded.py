@@ -235,6 +235,13 @@ def test_a_run_goes_on_with_other_ranks_that_share_otherwise(tiny, tmp_path):
         close(end[part], expected[part], 1e-9)
 
 
+def test_ranks_that_see_no_common_folder_are_refused(tiny, tmp_path):
+    """Each would keep its part of every checkpoint for itself, and nobody could read one."""
+    answers = dict(lives(2, on_ranks.run_apart, sharded(tiny(steps=1)), tmp_path))
+    assert answers.keys() == {"UserError", "SystemExit"}
+    assert "rank 1 of 2 does not see this folder" in answers["UserError"]
+
+
 @pytest.mark.parametrize("told", [[0], [1], [0, 1]], ids=str)
 def test_a_second_signal_while_shards_are_saved_leaves_what_was_saved(tiny, tmp_path, told):
     """Whoever gets it ends at once, and the other one misses it. Nothing half counts."""
