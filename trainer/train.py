@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -384,9 +386,13 @@ class TrainState:
         Raises:
             UserError: its parts do not fit.
         """
-        try:
+        with _fitting():
             config = from_dict(json.loads(payload["config"]))
-            state = cls.create(config, read_tokenizer(payload["tokenizer"]), device)
+            tokenizer = read_tokenizer(payload["tokenizer"])
+
+        # Outside: what fails here (memory, another rank) is no matter of the checkpoint.
+        state = cls.create(config, tokenizer, device)
+        with _fitting():
             payload = checkpoint.fitted(payload, state.held(), state.parameters())
             state.student.load_state_dict(payload["student"])
             state.teacher.load_state_dict(payload["teacher"])
@@ -399,13 +405,22 @@ class TrainState:
             if state.average is not None:
                 state.average.load(payload["average"])
 
-            # ``create`` connected it for step 0, when a late teacher does not teach yet.
-            if state.step >= config.start_step > 0:
-                state.connect()
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise UserError(
-                f"the checkpoint's parts do not fit together ({first_line(error)})",
-                about="--resume",
-                fix="resume with the version that wrote it, or start anew with another --out",
-            ) from None
+        # ``create`` connected it for step 0, when a late teacher does not teach yet.
+        if state.step >= config.start_step > 0:
+            state.connect()
         return state
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """UserError where the parts of a checkpoint do not fit what is filled from them."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoint's parts do not fit together ({first_line(error)})",
+            about="--resume",
+            fix="resume with the version that wrote it, or start anew with another --out",
+        ) from None

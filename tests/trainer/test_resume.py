@@ -534,6 +534,24 @@ def test_a_folder_in_which_another_process_trains_is_refused(tiny, tmp_path, mon
     assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "name"), [(train.TrainState, "create"), (torch.optim.AdamW, "load_state_dict")]
+)
+def test_a_device_that_is_full_is_no_fault_of_the_checkpoint(
+    whole, configs, monkeypatch, place, name
+):
+    fails_in(monkeypatch, place, name, 1, torch.OutOfMemoryError("full"))
+    with pytest.raises(torch.OutOfMemoryError):
+        loop._restored(configs["shapes"], end_of(whole["shapes"]), torch.device("cpu"))
+
+
+def test_parts_that_do_not_fit_are_refused(whole, configs):
+    payload = end_of(whole["shapes"])
+    payload["student"]["log_scale"] = torch.zeros(3)
+    with refused("--resume"):
+        loop._restored(configs["shapes"], payload, torch.device("cpu"))
+
+
 def test_a_run_without_a_teacher_resumes_as_well(tiny, tmp_path):
     """Without a head, centre or targets; softmax instead of sigmoid."""
     config = tiny("contrastive+views", steps=5, contrastive={"loss": "softmax"})
