@@ -214,14 +214,17 @@ def build(
     shown = [part for part in sections if part.tables or part.images or part is sections[0]]
     problems += [folders.Problem(path, sentence) for path, sentence in samples.problems.items()]
     shown = [limited(part, view) for part in shown]
+    remarks = reading.remarks_with(problems)
 
     def page() -> dict[str, Any]:
         # a row of the page opens its record, so it is a checkpoint, also where methods are ranked
         shown_single = _with_main(single, SHOWN)
         standing = single_ranks.standing
-        return page_document(records, reported, scores, standing, shown_single, changes, images)
+        return page_document(
+            records, reported, scores, standing, shown_single, changes, images, remarks
+        )
 
-    return Board(tuple(shown), scores, page, reading.remarks_with(problems))
+    return Board(tuple(shown), scores, page, remarks)
 
 
 class Ranks:

@@ -43,6 +43,7 @@ def page_document(
     shown: pd.DataFrame,
     changes: Sequence[Table],
     images: Sequence[Figure],
+    remarks: Sequence[str],
 ) -> dict[str, Any]:
     """The document of ``render``.
 
@@ -50,6 +51,7 @@ def page_document(
         scores: of the board, one row a record and metric; ``shown``: those of the ranked ones that
             its tables show.
         standing: of one column of them and its metric, which rows are "best" or "tied".
+        remarks: which files of the results were left out, and why.
     """
     label_of, question_label, kind_of = _labels(scores)
 
@@ -104,6 +106,7 @@ def page_document(
             {"title": image.title, "caption": image.caption, "uri": image.data_uri}
             for image in images
         ],
+        remarks=remarks,
         families=GROUPS,
     )
 

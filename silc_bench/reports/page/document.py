@@ -7,7 +7,7 @@ or 16-bit numbers, deflated, in base64, one pack a question, which the browser u
     models      one list a field: name, revision, label, params ...; a row is an index into them
     questions   what was asked, in words, and the pack of its records
     columns     a question and a metric: rows, values, standard errors; which rows are best or tied
-    changes, unranked, images      the sections below the tables
+    changes, unranked, images, remarks      the sections below the tables
 
 The same records give the same document: its date is that of the newest record.
 """
@@ -80,6 +80,7 @@ def document(
     unranked: Sequence[tuple[Record, str]] = (),
     changes: Mapping[str, Sequence[Difference] | Sequence[str]] | None = None,
     images: Sequence[Mapping[str, str]] = (),
+    remarks: Sequence[str] = (),
     families: Mapping[str, str],
 ) -> dict[str, Any]:
     """The page's data.
@@ -90,6 +91,7 @@ def document(
         changes: of each pair of twins what self-distillation changed, or the names of the models
             where several could be meant.
         images: title, caption and uri ("data:...") of each.
+        remarks: which files were left out, and why: a sentence each.
         families: name -> title, in their order; others follow by name.
     """
     rows = sorted({ranked.row(record) for record in records})
@@ -132,6 +134,7 @@ def document(
         "changes": _changes(changes or {}),
         "unranked": [_unranked(record, reason, ranked) for record, reason in unranked],
         "images": [dict(image) for image in images],
+        "remarks": list(remarks),
     }
 
 

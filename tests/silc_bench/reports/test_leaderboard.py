@@ -320,6 +320,7 @@ def test_a_wrong_published_file_is_named(tmp_path, rows, problem):
     (remark,) = build(tmp_path).remarks
     assert problem in remark
     assert "papers.json" in remark
+    assert build(tmp_path).page()["remarks"] == [remark]
 
 
 def test_a_folder_of_published_numbers_that_is_none_is_named(tmp_path):

@@ -399,6 +399,10 @@ function drawRest() {
           h("tbody", {}, rows))));
   }
 
+  const remarks = document.getElementById("remarks");
+  remarks.hidden = source.remarks.length === 0;
+  remarks.querySelector("ul").append(...source.remarks.map((sentence) => h("li", {}, nameOf(sentence))));
+
   document.getElementById("libraries").replaceChildren(...source.libraries.flatMap((library, index) => [
     index > 0 ? ", " : "",
     h("a", { href: library.url, rel: "noreferrer" }, library.name),

@@ -321,6 +321,14 @@ def test_small_and_strange_boards(show, page, expected):
     assert names(show(page)) == expected
 
 
+@pytest.mark.parametrize("remarks", [[], ["a.json is no record", "<b>2</b> twice"]])
+def test_what_was_left_out_is_said_below_the_tables(show, remarks):
+    page = show(page_of([made("alone", 0.5)], remarks=remarks))
+    assert page.locator("#remarks").is_visible() == bool(remarks)
+    assert page.locator("#remarks li").all_inner_texts() == remarks
+    assert ("Left out" in page.locator("#parts button").all_inner_texts()) == bool(remarks)
+
+
 HOSTILE = [
     "<script>document.title='taken'</script>",
     "<img src=x onerror=\"document.title='taken'\">",
