@@ -331,6 +331,12 @@ def _misfits(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 def _scalars(config: Config, weights: dict[str, Tensor], sentences: list[str]) -> dict[str, Tensor]:
     """The bias that this run's loss starts with; the scale is the source's."""
+    scale, highest = float(weights["log_scale"].exp()), config.contrastive.max_scale
+    if 0 < highest < scale:
+        sentences.append(
+            f"its scale of the logits, {scale:.5g}, comes down to contrastive.max_scale={highest:g}"
+            " after the first step"
+        )
     bias = weights["logit_bias"]
 
     # In a softmax it cancels, and would be a parameter without a gradient.

@@ -311,6 +311,13 @@ def random(uneven, tmp_path):
     return replace(uneven, init=str(random_run(uneven, tmp_path / "random")))
 
 
+@pytest.mark.parametrize(("highest", "is_said"), [(0.0, False), (10.0, True), (100.0, False)])
+def test_a_scale_above_the_ceiling_is_said(random, highest, is_said):
+    """It is 12.2 there, and the first step would bring it down without a word."""
+    said = " ".join(read_start(changed(random, {"contrastive.max_scale": highest})).said)
+    assert ("max_scale=10" in said) == is_said
+
+
 @pytest.mark.parametrize("branch", ["student", "teacher"])
 def test_a_run(branch, random):
     source, payload = native.load(Path(random.init), branch), end_of(Path(random.init))
