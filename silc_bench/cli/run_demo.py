@@ -22,10 +22,10 @@ from rich.console import Console, Group, RenderableType
 
 from silc_bench.cli.demo_progress import FULL_SAMPLES, OBJECTIVES, SAMPLES, WholeBar, parts_of
 from silc_bench.datasets.generated.shapes.dataset import Shapes
-from silc_bench.datasets.generated.shapes.scenes import SHAPES
+from silc_bench.datasets.generated.shapes.scenes import COLORS, PAINT, SHAPES
 from silc_bench.evaluation.evaluate import evaluate
 from silc_bench.evaluation.features import Extractor, choose_device
-from silc_bench.evaluation.prompts import class_embeddings, prompts_of
+from silc_bench.evaluation.prompts import Prompts, class_embeddings, prompts_of
 from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import ImageModel, training_of
 from silc_bench.models.load import load_model
@@ -34,7 +34,7 @@ from silc_bench.reports.comparison.compare import Result, compare
 from silc_bench.reports.comparison.pairing import ALPHA
 from silc_bench.results.record import Record
 from silc_bench.show.asked import METHOD
-from silc_bench.show.colors import class_colors
+from silc_bench.show.colors import PALETTE, class_colors
 from silc_bench.show.look import component_maps, cosine_maps
 from silc_bench.show.sheet import CELL, Panel, figure
 from silc_bench.system.files import write_text_atomic
@@ -57,9 +57,11 @@ MODELS = Path(__file__).parent / "demo_models"
 SLOW = ("shapes/fewshot_logistic", "shapes/segmentation_sgd", "shapes/segmentation_knn")
 SHOWN = 6  # images in the figure
 CAPTION = (
-    "Dense features of the two models on six test scenes. Zero-shot masks: the nearest shape name"
-    " for each pixel, in flat colours; the line is the true outline, and pixels outside it are not"
-    " scored. Patch PCA: three principal components of the patch features over the six scenes.\n"
+    "Dense features of the two models on six test scenes. Zero-shot masks: the nearest name of a"
+    " shape for each pixel, in the legend's colours, and the nearest name of a colour, as that"
+    " colour. The line is the true outline, and pixels outside it are not scored. One name all over"
+    " the image says what is there, and not where. Patch PCA: three principal components of the"
+    " patch features over the six scenes.\n"
 )
 # what the sentences tell, and how they call it
 TOLD = {
@@ -282,33 +284,45 @@ def draw_dense(models: Sequence[ImageModel], path: Path, device: torch.device) -
     rows = []
     for index, mask in enumerate(truth):
         image = Panel(np.asarray(dataset.image(index)), "image")
-        rows.append([image, _mask(mask, mask, "truth")])
+        rows.append([image, _mask(mask, mask, "true shapes")])
 
-    own_prompts = prompts_of("shapes_segmentation")
+    # Towers this small know colours and hardly shapes, so both are asked. A colour is painted as
+    # itself.
+    paint = [bright for bright, _ in PAINT.values()]
+    asked: dict[str, tuple[Sequence[str], Prompts, Sequence[tuple[int, ...]]]] = {
+        "nearest shape": (SHAPES, prompts_of("shapes_segmentation"), PALETTE),
+        "nearest colour": (COLORS, prompts_of("shapes_colours_segmentation"), paint),
+    }
     for model in models:
         extract = Extractor(model, EvalSettings(device=device, precision="fp32", batch_size=64))
         # Said before the extraction, so that both kinds of features come from one forward pass.
         extract.grids.expect(dataset, None, (METHOD, "tokens"))
         features = extract({"test": dataset})
 
-        classes = class_embeddings(features, SHAPES, own_prompts)
-        cosines = cosine_maps(features.grids("test", None, METHOD), classes, sizes)
-        parts = component_maps(features.grids("test", None, "tokens"), sizes)
-
         training = training_of(model)
-        groups.append((training.objective if training else model.name, 2))
-        for index, row in enumerate(rows):
-            predicted = cosines[index].argmax(axis=-1)
-            row.append(_mask(predicted, truth[index], "zero-shot mask"))
-            row.append(Panel(parts[index], "patch PCA"))
+        groups.append((training.objective if training else model.name, 1 + len(asked)))
+        for title, (names, prompts, palette) in asked.items():
+            classes = class_embeddings(features, names, prompts)
+            cosines = cosine_maps(features.grids("test", None, METHOD), classes, sizes)
+            for cosine, mask, row in zip(cosines, truth, rows, strict=True):
+                row.append(_mask(cosine.argmax(axis=-1), mask, title, palette))
+
+        parts = component_maps(features.grids("test", None, "tokens"), sizes)
+        for part, row in zip(parts, rows, strict=True):
+            row.append(Panel(part, "patch PCA"))
 
     figure(groups, rows, SHAPES, path)
     write_text_atomic(path.with_suffix(".txt"), CAPTION)
 
 
-def _mask(classes: np.ndarray, truth: np.ndarray, title: str) -> Panel:
+def _mask(
+    classes: np.ndarray,
+    truth: np.ndarray,
+    title: str,
+    palette: Sequence[tuple[int, ...]] = PALETTE,
+) -> Panel:
     """Classes [H, W] in flat colours, the outline of ``truth`` over them."""
     # enlarged first: the outline is a line then, not a row of the image's large pixels
     zoom = max(1, CELL // max(truth.shape))
-    large = (part.repeat(zoom, axis=0).repeat(zoom, axis=1) for part in (classes, truth))
-    return Panel(class_colors(*large), title)
+    large = [part.repeat(zoom, axis=0).repeat(zoom, axis=1) for part in (classes, truth)]
+    return Panel(class_colors(large[0], large[1], palette), title)

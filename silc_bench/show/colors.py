@@ -39,7 +39,9 @@ LABELLED = 0.01  # share of the image from which a region has its number written
 ROOM = 8  # pixels from such a number's middle to the edge of its region
 
 
-def class_colors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def class_colors(
+    prediction: np.ndarray, truth: np.ndarray, palette: Sequence[tuple[int, ...]] = PALETTE
+) -> np.ndarray:
     """[H, W] class indices and the true ones [H, W] -> [H, W, 3] uint8.
 
     The prediction is flat: each pixel has its class's colour, white without one (IGNORE), whatever
@@ -47,7 +49,7 @@ def class_colors(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     scored would draw the true outline into any prediction.
     """
     # Any class does for IGNORE, because it is painted white.
-    colors = _colors_of(np.where(prediction == IGNORE, 0, prediction))
+    colors = np.array(palette, float)[np.where(prediction == IGNORE, 0, prediction)]
     colors = np.where((prediction == IGNORE)[..., None], 255, np.rint(colors)).astype(np.uint8)
     colors[_borders(truth)] = INK
     return colors
@@ -139,8 +141,3 @@ def _places(prediction: np.ndarray) -> list[tuple[int, tuple[int, int]]]:
             if inside[y, x] >= ROOM:
                 places.append((int(label) + 1, (int(x), int(y))))
     return places
-
-
-def _colors_of(classes: np.ndarray) -> np.ndarray:
-    """[H, W] -> float64 [H, W, 3]."""
-    return np.array(PALETTE, float)[classes]

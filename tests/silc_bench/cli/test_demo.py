@@ -27,7 +27,8 @@ from silc_bench.cli import demo_progress
 from silc_bench.cli import run_demo as demo
 from silc_bench.cli.demo_progress import OBJECTIVES
 from silc_bench.datasets.dataset import IGNORE
-from silc_bench.datasets.generated.shapes.scenes import SHAPES
+from silc_bench.datasets.generated.shapes.dataset import Shapes, ShapesColours
+from silc_bench.datasets.generated.shapes.scenes import COLORS, PAINT, SHAPES
 from silc_bench.errors import RunError
 from silc_bench.metrics.statistics import Paired
 from silc_bench.models.load import load_model
@@ -216,14 +217,14 @@ def test_the_packaged_models_are_those_of_the_published_records():
         assert f"| `{file.name}` | {digits} | {sha256[:8]} |" in page
 
 
-def columns_of(path, count):
+def columns_of(path, groups):
     """The sheet's cells [SHOWN, CELL, CELL, 3] of each column.
 
-    Columns stand in pairs, each row below its titles.
+    ``groups``: how many columns stand together; each row is below its titles.
     """
     pixels = np.asarray(Image.open(path))
-    index = np.arange(count)
-    lefts = MARGIN + index * (CELL + GAP) + index // 2 * (GROUP_GAP - GAP)
+    before = np.repeat(np.arange(len(groups)), groups)
+    lefts = MARGIN + np.arange(sum(groups)) * (CELL + GAP) + before * (GROUP_GAP - GAP)
     assert pixels.shape[1] == lefts[-1] + CELL + MARGIN
     tops = MARGIN + 2 * (LINE + GAP) + np.arange(demo.SHOWN) * (CELL + LINE + 3 * GAP)
     cell = np.arange(CELL)
@@ -232,19 +233,19 @@ def columns_of(path, count):
 
 
 class Oracle:
-    """Knows the shape at every pixel, and the shape that a text names."""
+    """Knows shape and colour at every pixel, and those that a text names."""
 
-    name, revision, embed_dim = "oracle-silc:student", "0" * 16, len(SHAPES)
+    name, revision, embed_dim = "oracle-silc:student", "0" * 16, len(SHAPES) + len(COLORS)
     image_size, patch_size, text_protocol = 64, 1, {"cleaning": "none"}
     dense_methods = ("tokens", "maskclip")
     pipeline = ImagePipeline(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     def __init__(self):
-        dataset = demo.Shapes("test", demo.SHOWN)
+        sets = [kind("test", demo.SHOWN) for kind in (Shapes, ShapesColours)]
         self.truth, self.texts = {}, []
         for index in range(demo.SHOWN):
-            mask = demo.without_background(dataset.mask(index))
-            self.truth[dataset.image(index).tobytes()] = mask
+            masks = [demo.without_background(dataset.mask(index)) for dataset in sets]
+            self.truth[sets[0].image(index).tobytes()] = masks
 
     def to(self, device):
         return self
@@ -255,18 +256,18 @@ class Oracle:
 
     def encode_text(self, tokens):
         rows = [self.texts[row].split() for row in tokens[:, 0].tolist()]
-        return torch.tensor([[float(shape in words) for shape in SHAPES] for words in rows])
+        return torch.tensor([[float(n in words) for n in (*SHAPES, *COLORS)] for words in rows])
 
     def encode_dense(self, images, methods):
         pixels = (255 * images).round().byte().permute(0, 2, 3, 1).numpy()
-        masks = np.stack([self.truth[image.tobytes()] for image in pixels])
-        known = np.eye(len(SHAPES))[np.where(masks == IGNORE, 0, masks)]
-        return dict.fromkeys(methods, torch.from_numpy(known).float())
+        shapes, colors = np.swapaxes([self.truth[image.tobytes()] for image in pixels], 0, 1)
+        known = [np.eye(8)[np.where(masks == IGNORE, 0, masks)] for masks in (shapes, colors)]
+        return dict.fromkeys(methods, torch.from_numpy(np.concatenate(known, axis=-1)).float())
 
 
 def test_masks_are_the_nearest_names(tmp_path):
     demo.draw_dense([Oracle()], tmp_path / "a.png", torch.device("cpu"))
-    scenes, truth, mask, _ = columns_of(tmp_path / "a.png", 4)
+    scenes, truth, mask, colored, _ = columns_of(tmp_path / "a.png", (2, 3))
     for index, scene in enumerate(scenes):
         image = demo.Shapes("test", demo.SHOWN).image(index)
         enlarged = image.resize((CELL, CELL), Image.Resampling.NEAREST)
@@ -279,6 +280,15 @@ def test_masks_are_the_nearest_names(tmp_path):
     beside = {tuple(color) for color in mask[~is_scored].tolist()}
     assert beside <= set(PALETTE), "the prediction is flat: nothing marks where it is scored"
     assert (mask == INK).all(axis=-1).any(), "but the true outline"
+    paint = {bright for bright, _ in PAINT.values()}
+    assert {tuple(color) for color in colored.reshape(-1, 3).tolist()} <= {*paint, INK}
+    named = ShapesColours("test", demo.SHOWN)
+    for index, cell in enumerate(colored):
+        # the middle of a pixel of the scene: an outline may lie on its edge
+        zoom = CELL // 64
+        seen = cell[zoom // 2 :: zoom, zoom // 2 :: zoom]
+        for value, (bright, _) in enumerate(PAINT.values(), 1):
+            assert (seen[named.mask(index) == value] == bright).all()
     assert "two models on six test scenes" in (tmp_path / "a.txt").read_text()
 
 
