@@ -123,7 +123,7 @@ def test_b16_in_an_empty_folder_on_a_laptop_says_what_fits_and_makes_nothing(tmp
     ]
     head, *ways, error = result.stderr.splitlines()
     assert head == "these would fit, by the same count:"
-    for option in ("--set micro_batch=", "--preset s16", "torchrun --nproc-per-node", "--device"):
+    for option in ("--set micro_batch=", "--preset s16", "torchrun --nnodes", "--device"):
         assert any(option in way for way in ways), option
     sentence = error_of(error + "\n")
     assert "10,317.33 GiB" in sentence

@@ -100,6 +100,16 @@ def test_of_gpus_like_this_one_more_are_counted():
     assert "8 cuda like this one" in ways[-1].where
 
 
+@pytest.mark.parametrize(
+    ("gibibytes", "options"),
+    [(24, "torchrun --nproc-per-node 8 "), (12, "torchrun --nnodes 2 --nproc-per-node 8 ")],
+)
+def test_more_gpus_than_a_machine_has_are_several_machines(gibibytes, options):
+    config = configure("s16", "silc", sets=["precision=bf16", "micro_batch=0"])
+    ways = [way.options for way in fit.ways(config, CUDA, gibibytes * GIB)]
+    assert any(way.startswith(options) for way in ways), ways
+
+
 @pytest.fixture
 def small(monkeypatch):
     """A machine of 2 MiB."""

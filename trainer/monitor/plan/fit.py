@@ -40,6 +40,7 @@ GIB = 2**30
 ROOM = 0.9  # share of a memory that a proposal may fill: not everything is counted
 LONG = 24.0  # hours; what takes longer is said before it starts
 MOST_PRESETS = 3  # smaller presets that are named
+LARGEST_NODE = 8  # GPUs of one machine, as servers have them
 FEWEST_PAIRS = 4  # at a time; with fewer a device has too little to do
 
 
@@ -294,7 +295,9 @@ def _on_gpus(config: Config, gpu: Gpu, fewest: int) -> Iterator[Way]:
         has_any = True
         start = "--device cuda"
         if devices > 1:
-            start = f"torchrun --nproc-per-node {devices} -m silc_bench train ..."
+            of_node = max(n for n in range(1, LARGEST_NODE + 1) if devices % n == 0)
+            nodes = f"--nnodes {devices // of_node} " if devices > of_node else ""
+            start = f"torchrun {nodes}--nproc-per-node {of_node} -m silc_bench train ..."
         yield Way(
             f"{start} {_sets(config, fitted)}".rstrip(),
             fitted,
