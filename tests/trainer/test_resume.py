@@ -268,6 +268,12 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(configs, tmp_path):
 # --- signals --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _answered_here(monkeypatch):
+    """However slow this process is, no thread of it ends it before it has answered a signal."""
+    monkeypatch.setattr("silc_bench.trainer.checkpoints.stop.GRACE", forked.SECONDS)
+
+
 @contextmanager
 def signalled(kind, step):
     """This process gets ``kind`` inside optimiser step ``step``."""

@@ -127,6 +127,9 @@ class Stop:
 
     def begin_update(self) -> None:
         """The weights move from here to the end of the ``leavable`` around it."""
+        # torch calls a hook twice where the optimiser's step is wrapped twice; the end comes once.
+        if self._is_updating:
+            return
         self._is_leavable = False
         self.gate.acquire()
         self._is_updating = True
