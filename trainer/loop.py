@@ -33,7 +33,7 @@ from silc_bench.system.processes import (
     of_first,
     rank,
 )
-from silc_bench.system.terminal import duration, say, warn
+from silc_bench.system.terminal import counted, duration, say, warn
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.early import check_begun
 from silc_bench.trainer.checkpoints.init import OF_WEIGHTS, read_start
@@ -224,7 +224,7 @@ def _cut_anew(saved: dict[str, Any], num_nodes: int) -> str | None:
     before = len(saved.get("nodes", ())) or 1
     if before == num_nodes:
         return None
-    then, now = (f"{count} node{'' if count == 1 else 's'}" for count in (before, num_nodes))
+    then, now = (counted(count, "node") for count in (before, num_nodes))
     return (
         f"the data was read on {then} and is read on {now} now: the rest of this epoch is cut anew,"
         " so some of its pairs come twice and as many do not come"
@@ -363,7 +363,9 @@ def _tokenizer_json(source: Source, config: Config, said: list[str]) -> str:
 
     captions = source.captions(config.tokenizer_captions or TOKENIZER_CAPTIONS)
     trained = Tokenizer.train(captions, config.text.vocab_size, config.text.context_length)
-    said.append(f"tokenizer: {trained.vocab_size:,} ids, trained on {len(captions):,} captions")
+    said.append(
+        f"tokenizer: {trained.vocab_size:,} ids, trained on {counted(len(captions), 'caption')}"
+    )
     return trained.to_json()
 
 
@@ -409,7 +411,7 @@ def _plan(state: TrainState, source: Source, device: torch.device, texts: Texts 
     time = duration(3600 * left * hours_of(config, device, num_ranks()))
 
     return (
-        f"{config.name}: {config.num_steps:,} steps of {config.batch_size:,}"
+        f"{config.name}: {counted(config.num_steps, 'step')} of {config.batch_size:,}"
         f"{epochs}{taught}{begun}, from {source.describe()}"
         f" on {processes}{device} in {config.precision}, {time} or more"
         f"{decoding}{compiled}{idle}{cut}"

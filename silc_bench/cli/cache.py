@@ -16,7 +16,7 @@ from rich.filesize import decimal
 from silc_bench.cli.command import App
 from silc_bench.cli.options import AsJson
 from silc_bench.errors import UserError
-from silc_bench.system.terminal import answering, console, print_json
+from silc_bench.system.terminal import answering, console, counted, print_json
 from silc_bench.system.terminal_table import Listing
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def _what(description: dict[str, Any]) -> str:
     """
     if description.get("kind") == "indexes":
         count = description["count"]
-        noun = "index of a shard" if count == 1 else f"{count:,} indexes of shards"
-        return f"{noun} in {description['source'] or 'a place that is not known'}"
+        what = counted(count, "index of a shard", "indexes of shards")
+        return f"{what} in {description['source'] or 'a place that is not known'}"
     if description.get("kind") == "fingerprint":
         return f"fingerprint of {description.get('title')}"
 
@@ -131,4 +131,5 @@ def _bytes(text: str) -> int:
 
 
 def _sum(entries: list[Listed]) -> str:
-    return f"{len(entries):,} entries, {decimal(sum(listed.bytes for listed in entries))}"
+    count = counted(len(entries), "entry", "entries")
+    return f"{count}, {decimal(sum(listed.bytes for listed in entries))}"

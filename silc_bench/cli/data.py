@@ -21,6 +21,7 @@ from silc_bench.errors import UserError
 from silc_bench.system.terminal import (
     answering,
     console,
+    counted,
     one_line,
     print_json,
     shows_progress,
@@ -192,9 +193,8 @@ def pack(
     packed = write(source, out, per_shard, test=test, progress=shows_progress())
     uses = {"": "", "train-": " for training", "test-": " for testing"}
     for begin, count in packed.pairs.items():
-        num_shards = packed.shards[begin]
-        shards = f"{num_shards:,} shard{'' if num_shards == 1 else 's'}"
-        print(one_line(f"wrote {count:,} pairs{uses[begin]} in {shards} to {out}"))
+        pairs, shards = counted(count, "pair"), counted(packed.shards[begin], "shard")
+        print(one_line(f"wrote {pairs}{uses[begin]} in {shards} to {out}"))
     if packed.damage.total:
         print(one_line(f"left out: {packed.damage.summary()}"))
     if packed.num_near:

@@ -16,7 +16,7 @@ from silc_bench.cli.command import App
 from silc_bench.cli.options import RESULTS, AsJson, Results
 from silc_bench.errors import RunError, UserError
 from silc_bench.system.files import check_writable
-from silc_bench.system.terminal import answering, console, one_line, print_json, warn
+from silc_bench.system.terminal import answering, console, counted, one_line, print_json, warn
 from silc_bench.system.terminal_table import Column, Grid, Paragraph, Span, visible
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def ls(
     else:
         _print_tables(chosen)
         places = ", ".join(str(folder) for folder in results)
-        print(one_line(f"{_counted(len(chosen), 'record')} in {places}"))
+        print(one_line(f"{counted(len(chosen), 'record')} in {places}"))
     for sentence in reading.remarks:
         warn(sentence)
 
@@ -99,7 +99,7 @@ def validate(results: Results = RESULTS, as_json: AsJson = False) -> None:
         print(_summary(reading))
 
     if reading.problems:
-        count = _counted(len(reading.problems), "file")
+        count = counted(len(reading.problems), "file")
         verb = "is" if len(reading.problems) == 1 else "are"
         places = ", ".join(str(folder) for folder in results)
         fix = "mend, delete or move what is named above"
@@ -122,9 +122,9 @@ def merge(
 
     check_writable(into)
     merged = folders.merge(sources, into)
-    print(one_line(f"copied {_counted(len(merged.copied), 'record')} into {into}"))
+    print(one_line(f"copied {counted(len(merged.copied), 'record')} into {into}"))
     if merged.num_known:
-        print(f"{_counted(merged.num_known, 'record')} known already, with the same result")
+        print(f"{counted(merged.num_known, 'record')} known already, with the same result")
     for source in sources:
         for name in folders.BESIDE:
             if (source / name).exists():
@@ -135,7 +135,7 @@ def merge(
     for path, known in merged.apart:
         print(one_line(f"kept apart: {path} measured the same as {known}, with another result"))
     if merged.apart:
-        problem = f"{_counted(len(merged.apart), 'record')} kept apart"
+        problem = f"{counted(len(merged.apart), 'record')} kept apart"
         fix = "remove one of each two above (`silc-bench results rm`), and merge again"
         raise RunError(problem, about=into, fix=fix)
 
@@ -167,8 +167,8 @@ def rm(
         warn(sentence)
     num_models = len({row_of(found.record) for found in chosen})
     num_tasks = len({found.record.task.name for found in chosen})
-    count = _counted(len(chosen), "record")
-    count += f" ({_counted(num_models, 'model')}, {_counted(num_tasks, 'task')})"
+    count = counted(len(chosen), "record")
+    count += f" ({counted(num_models, 'model')}, {counted(num_tasks, 'task')})"
     if not chosen:
         raise UserError("no record is meant", about="results rm", fix="see `silc-bench results ls`")
 
@@ -211,7 +211,7 @@ def import_(
     check_writable(path.parent)
     found = imported.read(files, source)
     imported.save(found, path)
-    counts = f"{_counted(len(found.rows), 'model')}, {_counted(found.num_values, 'value')}"
+    counts = f"{counted(len(found.rows), 'model')}, {counted(found.num_values, 'value')}"
     print(one_line(f"wrote {path}: {counts}"))
     for reason, places in found.left_out.items():
         times = "once, in" if len(places) == 1 else f"{len(places):,} times, first in"
@@ -298,12 +298,8 @@ def _setups(chosen: Sequence[Located]) -> list[str]:
     return shown
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def _summary(reading: Reading) -> str:
     twice = ""
     if reading.num_twice:
         twice = f", {reading.num_twice:,} of them in two folders with the same result"
-    return f"{_counted(len(reading.located), 'record')} can be used{twice}"
+    return f"{counted(len(reading.located), 'record')} can be used{twice}"

@@ -22,6 +22,7 @@ from silc_bench.datasets.public.find import Expected, NotFoundError, Site
 from silc_bench.datasets.public.load import SETS, find_site, read
 from silc_bench.errors import DataError, UserError, unknown_name
 from silc_bench.later import np
+from silc_bench.system.terminal import counted
 
 DECODED = 500  # images a split that are decoded, unless all are asked for
 SHOWN = 3  # sizes that are shown
@@ -161,7 +162,7 @@ def _look_at(split: str, read: Reader, title: str, every_image: bool, report: Re
 def _contents(data: ImageSplit, expected: Expected | None) -> Iterator[str]:
     """Lines on the images, classes and captions; ``expected`` is None for own data."""
     images = data.images
-    line = f"  {len(images):,} images"
+    line = f"  {counted(len(images), 'image')}"
     if data.class_names:
         counts = Counter(image.label for image in images)
         least, most = min(counts.values()), max(counts.values())
@@ -169,7 +170,9 @@ def _contents(data: ImageSplit, expected: Expected | None) -> Iterator[str]:
 
     captions = [len(image.captions) for image in images]
     if any(captions):
-        line += f", {sum(captions):,} captions ({min(captions)} to {max(captions)} an image)"
+        line += (
+            f", {counted(sum(captions), 'caption')} ({min(captions)} to {max(captions)} an image)"
+        )
 
     # a wrong count was refused before: what is here is the whole set, or a part that we know
     if expected is not None:
@@ -223,7 +226,7 @@ def _masks_are_right(data: ImageSplit, title: str, report: Report) -> bool:
     policy = data.rule.policy()
     share = 100 * not_scored / (int(pixels.sum()) + not_scored)
     report.found.append(
-        f"  {len(data.images):,} masks of {len(pixels)} classes;"
+        f"  {counted(len(data.images), 'mask')} of {len(pixels)} classes;"
         f" background: {policy['background']};"
         f" not scored: {policy['not_scored']}, {share:.1f} % of the pixels"
     )

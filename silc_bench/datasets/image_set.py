@@ -53,7 +53,7 @@ from silc_bench.datasets.masks import NO_MASKS, Mask, MaskRule
 from silc_bench.errors import DataError, UserError
 from silc_bench.later import np
 from silc_bench.system.cache import Store
-from silc_bench.system.terminal import notes, progress_bar
+from silc_bench.system.terminal import counted, notes, progress_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +277,14 @@ class Findings:
     def notes(self, images: Sequence[ImageFile], mask_names: Sequence[str]) -> Iterator[str]:
         """For people, with the first place of each."""
         kinds = (
-            (self.turned, "images were turned as their EXIF orientation says"),
-            (self.several, "files hold several images, of which the first is read"),
-            (self.unlabelled, "masks have no pixel that is scored"),
+            (self.turned, ("image was", "images were"), "turned as EXIF's orientation says"),
+            (self.several, ("file holds", "files hold"), "several images; the first is read"),
+            (self.unlabelled, ("mask has", "masks have"), "no pixel that is scored"),
         )
-        for tally, what in kinds:
+        for tally, words, what in kinds:
             if tally.count:
-                yield f"{tally.count:,} {what}, the first: {images[tally.first].where}"
+                count = counted(tally.count, *words)
+                yield f"{count} {what}, the first: {images[tally.first].where}"
         if self.absent and mask_names:
             first = mask_names[self.absent[0]]
             yield (

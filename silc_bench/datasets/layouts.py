@@ -47,6 +47,7 @@ from silc_bench.datasets.files.texts import (
 )
 from silc_bench.datasets.image_set import ImageFile, image_file
 from silc_bench.errors import DataError, UserError, first_line, unknown_name
+from silc_bench.system.terminal import counted
 
 # ---- class folders ----
 
@@ -99,7 +100,9 @@ def read_class_folders(
     notes = content.notes()
     if outside:
         first = outside[0].name
-        notes.append(f"skipped {len(outside)} images outside the class folders, such as {first}")
+        notes.append(
+            f"skipped {counted(len(outside), 'image')} outside the class folders, such as {first}"
+        )
     return images, notes
 
 
@@ -176,9 +179,10 @@ def read_captions_file(path: Path) -> tuple[list[ImageFile], list[str]]:
         fix = "give file names that are relative to the list, or to images/ beside it"
         raise DataError(problem, about=path, fix=fix)
 
-    notes = [f"{num_repeated} rows repeat a caption of their image"] if num_repeated else []
+    repeated = counted(num_repeated, "row repeats", "rows repeat")
+    notes = [f"{repeated} a caption of the same image"] if num_repeated else []
     if quoted:
-        notes.append(QUOTED.format(len(quoted), quoted[0]))
+        notes.append(QUOTED.format(counted(len(quoted), "caption"), quoted[0]))
     images = [
         image_file(image, captions=tuple(image_captions))
         for image, image_captions in captions.items()
@@ -368,7 +372,7 @@ def _coco_rows(content: dict[str, Any], path: Path, fix: str) -> list[dict[str, 
 
 
 # a caption that begins and ends with a quote, as if they did not belong to it
-QUOTED = "{} captions stand in quotes, which are letters in a .tsv, the first: {}"
+QUOTED = "{} in quotes, which are letters in a .tsv, the first: {}"
 
 
 def is_quoted(caption: str) -> bool:

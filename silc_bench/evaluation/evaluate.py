@@ -40,7 +40,7 @@ from silc_bench.results.question import Question
 from silc_bench.results.record import Record
 from silc_bench.results.setup import Setup
 from silc_bench.system.processes import meet, num_ranks, rank
-from silc_bench.system.terminal import detail, say, timed
+from silc_bench.system.terminal import counted, detail, say, timed
 from silc_bench.task import Task
 
 Data = Mapping[str, ImageDataset]  # of a task, by role of the split
@@ -101,7 +101,7 @@ def evaluate(
             with timed(f"read the data of {task.name}"):
                 data = load(task) if load else task.load(data_root, settings.limit)
             for split in data.values():
-                detail(f"{split.name}/{split.split}: {len(split):,} samples")
+                detail(f"{split.name}/{split.split}: {counted(len(split), 'sample')}")
             plans.append(_plan(model, task, data, settings, (results_dir, *also_known_in)))
 
     # said here, because nobody has to ask `data check` before they measure

@@ -24,7 +24,7 @@ from silc_bench.evaluation.settings import EvalSettings
 from silc_bench.models.interface import ImageModel
 from silc_bench.results.record import Record
 from silc_bench.system.processes import rank
-from silc_bench.system.terminal import duration, say, warn
+from silc_bench.system.terminal import counted, duration, say, warn
 from silc_bench.task import Task
 
 
@@ -166,7 +166,8 @@ def _estimate(extract: Extractor, wanted: Sequence[Data], num_models: int) -> st
     each = [len(data) * extract.seconds_an_image(data) for data in datasets.values()]
     seconds = num_models * sum(each)
     return (
-        f"{num_models} checkpoints, {num_images:,} images each: about {duration(seconds)} to encode"
+        f"{counted(num_models, 'checkpoint')}, {counted(num_images, 'image')} each: about"
+        f" {duration(seconds)} to encode"
         f" if all are as fast as {extract.model.name} on a few images; windows of dense tasks"
         " and probes come on top, and embeddings that the cache holds cost nothing"
     )

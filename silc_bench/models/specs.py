@@ -30,6 +30,7 @@ from silc_bench.models.load import (
     kinds,
     normal_form,
 )
+from silc_bench.system.terminal import counted
 
 ALL = "@all"
 IS_GLOB = re.compile(r"[*?\[]")
@@ -76,7 +77,7 @@ def specs_of(words: Iterable[str]) -> Named:
     if not specs:
         raise UserError("no checkpoint is named", about="--ckpt", fix="name one or more")
     if twice:
-        count = "1 checkpoint was" if len(twice) == 1 else f"{len(twice)} checkpoints were"
+        count = counted(len(twice), "checkpoint was", "checkpoints were")
         remarks.append(f"{count} named twice and count once: {_first(twice)}")
     return Named(tuple(specs), tuple(remarks))
 
@@ -148,7 +149,7 @@ def _matches(word: str, remarks: list[str]) -> list[str]:
         raise UserError(problem, about=f"checkpoint {word}", fix="check the pattern")
 
     if passed_over:
-        count = f"{len(passed_over)} file{'s' if len(passed_over) > 1 else ''}"
+        count = counted(len(passed_over), "file")
         names = _first(passed_over)
         remarks.append(f"{word} passes over {count} without an ending of weights: {names}")
     return [f"{before}{path}{after}" for path in kept]

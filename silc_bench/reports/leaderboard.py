@@ -68,6 +68,7 @@ from silc_bench.results.record import Record
 from silc_bench.results.schema import is_fraction
 from silc_bench.results.setup import Setup
 from silc_bench.system.files import atomic_path, read_bytes, read_text
+from silc_bench.system.terminal import counted
 
 
 def to_page(board: Board) -> str:
@@ -447,7 +448,7 @@ def _measured(
 
     # two revisions of one name are two models
     num_models = ranked.groupby(["model", "revision"]).ngroups
-    counts = f"{_counted(num_models, 'model')}, {_counted(ranked.task.nunique(), 'task')}"
+    counts = f"{counted(num_models, 'model')}, {counted(ranked.task.nunique(), 'task')}"
     note = (
         f"{counts}. Percent ± one standard error; {BEST} is the best of a column, {TIED} is tied"
         " with it (no difference after Holm in the paired test), an empty cell was not measured."
@@ -676,10 +677,6 @@ def _count(params: Any) -> str:
         if params >= size:
             return f"{params / size:.3g} {unit}"
     return str(params)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

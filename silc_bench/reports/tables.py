@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from silc_bench.system.terminal import counted
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -116,7 +118,7 @@ class Board:
 
     def __repr__(self) -> str:
         num_models = len(self.scores[["model", "revision"]].drop_duplicates())
-        size = f"{len(self.scores):,} scores of {num_models:,} models"
+        size = f"{counted(len(self.scores), 'score')} of {counted(num_models, 'model')}"
         return f"<Board: {size}; .scores is their frame>"
 
 

@@ -29,6 +29,7 @@ from silc_bench.results.names import Models, Row
 from silc_bench.results.published import ReportedRow
 from silc_bench.results.record import AGAIN, Record, read_file
 from silc_bench.system.files import atomic_path
+from silc_bench.system.terminal import counted
 
 OUTCOMES = ".outcomes.npz"
 # at the top of a results folder: what others of our commands read and write there
@@ -92,9 +93,7 @@ class Reading:
         """The same, where a command has found more that is wrong."""
         sentences = left_out((*self.problems, *problems), self.strays)
         if self.num_twice:
-            count = (
-                "1 record stands" if self.num_twice == 1 else f"{self.num_twice:,} records stand"
-            )
+            count = counted(self.num_twice, "record stands", "records stand")
             sentences += (f"{count} in two folders with the same result, and count once",)
         return sentences
 

@@ -285,6 +285,11 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number and its noun: "1 image", "1,234 images", "2 indexes of a shard" (``plural``)."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def duration(seconds: float) -> str:
     """As people say it: "50 s", "12 min", "3 h 20 min", "4 days 6 h", "3 years"."""
     if seconds < 90:

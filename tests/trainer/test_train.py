@@ -270,7 +270,7 @@ def test_a_mixture_has_no_epochs(tiny, tmp_path, shards):
     """Each source ends at a time of its own."""
     mixture = {"source": f"3 * {shards} | 1 * {shards}"}
     _, printed = run(tiny("contrastive", steps=1, data=mixture), tmp_path)
-    assert "1 steps of 8, from 75 % 21 pairs in 2 shards + 25 % 21 pairs in 2 shards" in printed
+    assert "1 step of 8, from 75 % 21 pairs in 2 shards + 25 % 21 pairs in 2 shards" in printed
 
 
 @pytest.mark.timing

@@ -24,7 +24,7 @@ from silc_bench.datasets.files.shards import Damage
 from silc_bench.errors import UserError
 from silc_bench.later import np
 from silc_bench.system.processes import rank
-from silc_bench.system.terminal import say
+from silc_bench.system.terminal import counted, say
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     EpochReader,
@@ -168,7 +168,7 @@ def _from_list(path: Path, damage: Damage) -> list[Listed]:
         pairs[image] = Listed(image, first.captions + captions, first.columns)
 
     if quoted and rank() == 0:
-        say(layouts.QUOTED.format(f"{len(quoted):,}", quoted[0]))
+        say(layouts.QUOTED.format(counted(len(quoted), "caption"), quoted[0]))
     return list(pairs.values())
 
 

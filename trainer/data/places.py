@@ -17,6 +17,7 @@ from silc_bench.datasets.generated.places.drawing import SMALLEST, render
 from silc_bench.datasets.generated.places.scenes import Scene, World, scene
 from silc_bench.errors import UserError, unknown_name
 from silc_bench.later import np
+from silc_bench.system.terminal import counted
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     LARGEST_SCENE,
@@ -85,7 +86,7 @@ class PlacesReader:
         self._images: dict[tuple[int, int], np.ndarray] = {}  # and by size
 
     def describe(self) -> str:
-        count = "endless" if self.num_samples is None else f"{self.num_samples:,} pairs"
+        count = "endless" if self.num_samples is None else counted(self.num_samples, "pair")
         return f"places (generated, {count}, seed {self._seed})"
 
     def fingerprint(self) -> str:

@@ -40,6 +40,7 @@ from silc_bench.datasets.generated.shapes import drawing
 from silc_bench.datasets.generated.shapes import scenes as shapes
 from silc_bench.errors import DataError, ExplainedError, UserError
 from silc_bench.later import np
+from silc_bench.system.terminal import counted
 from silc_bench.trainer.config.config import DataConfig
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class EpochReader:
 
     def describe(self) -> str:
         left_out = f" ({_by_reason(self.left_out)})" if self.left_out else ""
-        return f"{self.num_samples:,} pairs {self.place}{left_out}"
+        return f"{counted(self.num_samples, 'pair')} {self.place}{left_out}"
 
     def text(self, position: int) -> str:
         epoch, index = self.find(position)

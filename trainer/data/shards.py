@@ -30,6 +30,7 @@ from silc_bench.errors import UserError
 from silc_bench.later import np
 from silc_bench.system.cache import shards_folder
 from silc_bench.system.processes import num_ranks, of_all
+from silc_bench.system.terminal import counted
 from silc_bench.trainer.config.config import DataConfig
 from silc_bench.trainer.data.samples import (
     LARGEST_TABLE,
@@ -66,8 +67,7 @@ class ShardsReader(EpochReader):
         mirror: remote.Mirror,
         num_nodes: int = 1,
     ) -> None:
-        count = "1 shard" if len(files) == 1 else f"{len(files):,} shards"
-        super().__init__(len(table), f"in {count}", config, table.left_out)
+        super().__init__(len(table), f"in {counted(len(files), 'shard')}", config, table.left_out)
         self.files = files
         self.table = table
         self.mirror = mirror

@@ -17,6 +17,7 @@ from pathlib import Path
 from silc_bench.datasets.files.images import IMAGE_EXTENSIONS, UNREAD_EXTENSIONS
 from silc_bench.datasets.files.shards import FETCH_OR_PACK, Place, check_whole, list_members
 from silc_bench.errors import DataError
+from silc_bench.system.terminal import counted
 
 FILE_EXTENSIONS = IMAGE_EXTENSIONS
 TRAIN, TEST = ("train",), ("test", "val", "validation")  # folders of splits, in any case
@@ -78,14 +79,15 @@ class Listing:
             endings = Counter(ending_of(name) for name in unread)
             counts = ", ".join(f"{count} .{ending}" for ending, count in sorted(endings.items()))
             lines.append(
-                f"skipped {len(unread)} images of formats that are not read ({counts}),"
+                f"skipped {counted(len(unread), 'image')} of formats that are not read ({counts}),"
                 f" the first: {unread[0]}"
             )
         if others:
-            lines.append(f"skipped {len(others)} files that are no images, such as {others[0]}")
+            files = counted(len(others), "file that is no image", "files that are no images")
+            lines.append(f"skipped {files}, such as {others[0]}")
         if self.loops:
-            count, first = len(self.loops), self.loops[0]
-            lines.append(f"skipped {count} links to a folder that holds them, the first: {first}")
+            links = counted(len(self.loops), "link")
+            lines.append(f"skipped {links} to a folder around it, the first: {self.loops[0]}")
         return lines
 
 

@@ -20,6 +20,7 @@ from silc_bench.datasets.image_set import ImageFile, ImageSplit, image_file
 from silc_bench.datasets.layouts import read_captioned, shards_in
 from silc_bench.datasets.public.find import Expected, PublicSet, Site, check_files
 from silc_bench.errors import DataError, first_line
+from silc_bench.system.terminal import counted
 
 _FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "val2014")
 AGAIN = "fetch Karpathy's file again"
@@ -44,7 +45,8 @@ def read_karpathy(known: PublicSet, split: str, site: Site) -> ImageSplit:
     # the first captions, and a note where some images had more
     count = known.splits[split].captions
     num_longer = sum(len(image.captions) > count for image in images)
-    note = f"{num_longer} images have more than {count} captions: their first {count} are taken"
+    longer = counted(num_longer, "image has", "images have")
+    note = f"{longer} more than {count} captions: the first {count} are taken"
     shortened = [replace(image, captions=image.captions[:count]) for image in images]
     return ImageSplit(shortened, site.path, layout, notes=[note] if num_longer else [])
 

@@ -64,6 +64,7 @@ from silc_bench.datasets.public.find import (
     tars_of,
 )
 from silc_bench.errors import DataError, first_line
+from silc_bench.system.terminal import counted
 
 
 def read_imagenet(known: PublicSet, split: str, site: Site) -> ImageSplit:
@@ -336,7 +337,7 @@ def read_objectnet(known: PublicSet, split: str, site: Site) -> ImageSplit:
     labels = {folder: label for label, folder in enumerate(folders)}
     images, notes = read_class_folders(part, labels, known.name)
     num_left = len(everything.files) - len(files)
-    notes.append(f"left {num_left:,} images of classes that ImageNet does not have")
+    notes.append(f"left {counted(num_left, 'image')} of classes that ImageNet does not have")
     return ImageSplit(images, site.path, "class folders", names, notes=notes)
 
 

@@ -31,6 +31,7 @@ from silc_bench.reports.titles import COMPARED, differing, question_words, setup
 from silc_bench.results import folders
 from silc_bench.results.names import Models, Row
 from silc_bench.results.record import Record
+from silc_bench.system.terminal import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,7 @@ class Result:
         if self.protocol != "native":
             marks.append(self.protocol)
         if self.limit is not None:
-            marks.append(f"limited to {self.limit} images")
+            marks.append(f"limited to {counted(self.limit, 'image')}")
         if self.paired.test.startswith("t over"):
             marks.append(self.paired.test)
         return tuple(marks)
@@ -366,7 +367,7 @@ def _rank(record: Record) -> tuple[int, bool]:
 
 
 def _way(record: Record) -> str:
-    part = "the whole split" if record.limit is None else f"{record.limit} images"
+    part = "the whole split" if record.limit is None else counted(record.limit, "image")
     return f"task version {record.task.version} on {part}"
 
 

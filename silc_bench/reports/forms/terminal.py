@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from silc_bench.reports.tables import BEST, Board, Cell, Section, Table, row_names
+from silc_bench.system.terminal import counted
 from silc_bench.system.terminal_table import (
     Column,
     Grid,
@@ -63,7 +64,7 @@ def _section(
     if section.is_for_the_page:
         rows = sum(len(table.rows) for table in section.tables)
         count, noun = (len(section.images), "image") if section.images else (rows, "row")
-        size = f"{count} {noun}{'' if count == 1 else 's'}"
+        size = counted(count, noun)
         hint = f"{size}: see the page that `silc-bench leaderboard --out DIR` writes"
         yield Paragraph(hint, "dim")
         return

@@ -125,7 +125,7 @@ def test_masks_without_a_scored_pixel(make, town, tmp_path):
     nothing = make.encoded(np.full(make.mask(0).shape, 255, np.uint8))
     make.tree(tmp_path, [("masks/a.png", nothing)])
     (note,) = parse(word).load("test").notes
-    assert ": 1 masks" in note
+    assert ": 1 mask has " in note
     assert note.endswith("images/a.jpg")
     make.tree(tmp_path, [("masks/deep/b.png", make.encoded(np.full((9, 9), 255, np.uint8)))])
     with refused(tmp_path / "images", DataError):

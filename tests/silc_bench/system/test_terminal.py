@@ -16,6 +16,7 @@ from silc_bench.system import terminal
 from silc_bench.system.terminal import (
     answering,
     console,
+    counted,
     detail,
     lasting_output,
     loading,
@@ -211,3 +212,17 @@ def test_quiet_shows_no_bar_on_a_terminal(loud, monkeypatch):
             advance(2)
         assert ("images" in screen.getvalue()) == (not is_quiet)
         screen.truncate(0)
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (0, ("image",), "0 images"),
+        (1, ("image",), "1 image"),
+        (1234, ("image",), "1,234 images"),
+        (1, ("mask has", "masks have"), "1 mask has"),
+        (2, ("mask has", "masks have"), "2 masks have"),
+    ],
+)
+def test_a_number_and_its_noun(number, words, text):
+    assert counted(number, *words) == text

@@ -390,7 +390,7 @@ def test_quotes_that_a_tsv_keeps_are_said(tmp_path, capsys):
     (tmp_path / "x.tsv").write_text('file\tcaption\n0.png\tnumber "0"\n1.png\t"number 1"\n')
     assert set(texts_of(tmp_path / "x.tsv", 2)) == {'number "0"', '"number 1"'}
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("1 captions ")
+    assert line.startswith("1 caption in quotes")
     assert line.endswith("x.tsv:3")
 
 

@@ -20,6 +20,7 @@ from silc_bench.reports.titles import title
 from silc_bench.results import folders
 from silc_bench.results.record import Record
 from silc_bench.system.files import printable
+from silc_bench.system.terminal import counted
 from silc_bench.trainer.config.config import from_dict
 from silc_bench.trainer.config.identity import named, recipe_of
 from silc_bench.trainer.monitor.report.charts import Chart
@@ -62,7 +63,7 @@ def measured(runs: Sequence[Run], results_dirs: Sequence[Path]) -> Measured:
 
     remarks = list(reading.remarks)
     if num_older:
-        count = "1 measurement counts" if num_older == 1 else f"{num_older} measurements count"
+        count = counted(num_older, "measurement counts", "measurements count")
         remarks.append(f"{count} not: a newer one asks the same at the same step in another setup")
     for run, own in zip(runs, curves, strict=True):
         if not own:
@@ -106,7 +107,7 @@ def _labels(records: Sequence[Record]) -> dict[tuple[str, str], str]:
         if key in labels:
             continue
         marks = [] if record.question.protocol == "native" else [record.question.protocol]
-        marks += [f"limited to {record.limit} images"] if record.limit else []
+        marks += [f"limited to {counted(record.limit, 'image')}"] if record.limit else []
         words = ", ".join([title(record.task.name, record.task.main_metric), *marks])
 
         # the same words for two questions: another version of the task, or other data

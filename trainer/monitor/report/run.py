@@ -16,7 +16,7 @@ from typing import Any
 from silc_bench.errors import UserError
 from silc_bench.system.checksums import read_sealed
 from silc_bench.system.lock import is_in_use
-from silc_bench.system.terminal import duration
+from silc_bench.system.terminal import counted, duration
 from silc_bench.trainer.config.config import flatten
 from silc_bench.trainer.monitor.history import FINISHED
 from silc_bench.trainer.monitor.log import PROBE, STDERR, TEACHER, row_of
@@ -144,7 +144,7 @@ def _state(run: Run) -> str:
     num_steps = run.num_steps
     of_all = f" of {num_steps:,}" if num_steps else ""
     if num_steps and run.step >= num_steps:
-        return f"finished: {num_steps:,} steps"
+        return f"finished: {counted(num_steps, 'step')}"
     if is_in_use(run.folder):
         return f"running: step {run.step:,}{of_all}"
 

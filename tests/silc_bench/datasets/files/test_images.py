@@ -172,16 +172,16 @@ def test_own_images_are_turned_and_it_is_said(make, tmp_path, town):
     make.tree(tmp_path / "town", [(f"masks/{name}.png", masks) for name in "ab"])
 
     words = {
-        f"folder:{tmp_path}/pets": ("2", "a/1.jpg"),
-        f"captions:{tmp_path}/pets/x.csv": ("1", "a/1.jpg"),
-        f"wds:{tmp_path}/a.tar": ("1", "a.tar:1"),
-        word: ("2", "images/a.jpg"),
+        f"folder:{tmp_path}/pets": ("2 images were", "a/1.jpg"),
+        f"captions:{tmp_path}/pets/x.csv": ("1 image was", "a/1.jpg"),
+        f"wds:{tmp_path}/a.tar": ("1 image was", "a.tar:1"),
+        word: ("2 images were", "images/a.jpg"),
     }
     for word, (count, first) in words.items():
         split = parse(word).load("test")
         assert {split.image(i).size for i in range(len(split))} == {(64, 32)}
         note = next(note for note in split.notes if "EXIF" in note)
-        assert f": {count} images were turned " in note
+        assert f": {count} turned " in note
         assert note.endswith(first)
         stored = [replace(image, is_upright=False, mask=None) for image in split.images]
         upright_images = [replace(image, mask=None) for image in split.images]
@@ -217,7 +217,7 @@ def test_of_several_images_in_a_file_the_first_is_read_and_it_is_said(make, tmp_
     split = parse(f"folder:{tmp_path}").load("test")
     assert split.image(1).getpixel((0, 0))[0] < 30
     (note,) = split.notes
-    assert ": 1 files " in note
+    assert ": 1 file " in note
     assert note.endswith("b/0.png")
 
 
