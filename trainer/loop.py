@@ -309,7 +309,7 @@ def train(
             if wandb:
                 online = WandbLog(wandb, run, flatten(state.config), state.step > 0, console)
             with RunLog(run, state.step, config.num_steps, console, online) as log:
-                log.write_start(start_of(state.config, device))
+                log.write_start(start_of(state.config, device, state.brought))
                 watch = Watch(
                     state.config, device, console, on_collapse, source.damage, log.write_note
                 )

@@ -19,7 +19,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ from silc_bench.trainer.silc.distillation import Targets, distillation_loss
 from silc_bench.trainer.silc.masking import draw_masked
 from silc_bench.trainer.silc.student import MicroBatches, Student, StudentOutput, init_weights
 from silc_bench.trainer.silc.teacher import Taught, Teacher
-from silc_bench.trainer.silc.tokenizers import AnyTokenizer, read_tokenizer
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, fingerprint_of, read_tokenizer
 from silc_bench.trainer.silc.towers import blocks_of, compile_blocks
 from silc_bench.trainer.silc.views import make_views
 
@@ -232,6 +232,9 @@ class TrainState:
     # Of a run that started from other weights: what is known of them.
     start: dict[str, Any] | None = None
 
+    # What --init or --tokenizer brought, by the option, for ``identity.by_content``.
+    brought: dict[str, str] = field(default_factory=dict)
+
     # What identifies the data (``Source.identity``), and under "nodes" how many entries each of
     # several nodes has gone.
     data: dict[str, Any] | None = None
@@ -279,6 +282,9 @@ class TrainState:
         state = cls(config, student, teacher, optimizer, tokenizer, forward=student)
         if start is not None:
             state.start = {"name": start.name}
+            state.brought = {"init": start.content}
+        elif config.tokenizer:
+            state.brought = {"tokenizer": fingerprint_of(tokenizer)}
         if config.average_momentum:
             state.average = Average(student)
         state.connect()
@@ -345,6 +351,8 @@ class TrainState:
         }
         if self.start is not None:
             payload["start"] = json.dumps(self.start)
+        if self.brought:
+            payload["brought"] = json.dumps(self.brought)
         if self.data is not None:
             payload["data"] = json.dumps(self.data)
         return payload
@@ -401,6 +409,8 @@ class TrainState:
             for name in COUNTERS:
                 setattr(state, name, int(payload[name]))
             state.start = json.loads(payload["start"]) if "start" in payload else None
+            # Not ``create``'s: a run of an earlier version stays the method that its records say.
+            state.brought = json.loads(payload.get("brought", "{}"))
             state.data = json.loads(payload["data"]) if "data" in payload else None
             if state.average is not None:
                 state.average.load(payload["average"])

@@ -66,9 +66,10 @@ FIELDS = (
     "samples_seen",
     "position",
 )
-# What is known of the weights that the run started from, and of its data, as JSON texts; averaged
+# What is known of the weights that the run started from, what --init or --tokenizer brought
+# (``silc_bench.trainer.config.identity``), and what is known of its data, as JSON texts; averaged
 # weights; of a sharded checkpoint, the list of its parts.
-OPTIONAL = ("start", "data", "average", "parts")
+OPTIONAL = ("start", "brought", "data", "average", "parts")
 KEEP = 2  # newest checkpoints that stay; the one with the best score stays besides
 OURS = "name a checkpoint that `silc-bench train` wrote"
 COPY_AGAIN = "copy it again, or take an earlier checkpoint of the run"
@@ -262,6 +263,8 @@ def _write_note(path: Path, payload: dict[str, Any], sha256: str, score: float |
         "score": score,
         "config": json.loads(payload["config"]),
     }
+    if "brought" in payload:
+        note["brought"] = json.loads(payload["brought"])
     write_text_atomic(path.with_suffix(".json"), json.dumps(sealed(note), indent=1) + "\n")
 
 

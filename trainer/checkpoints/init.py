@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from silc_bench.errors import UserError, first_line
 from silc_bench.models.adapters.huggingface.text import PROBES
-from silc_bench.models.interface import ImageModel, ImageTextModel
+from silc_bench.models.interface import ImageModel, ImageTextModel, Training
 from silc_bench.models.load import find_path, kinds, load_model
+from silc_bench.models.weights.revision import hash_of_tensors
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints import model as native
 from silc_bench.trainer.checkpoints.early import placed
@@ -33,7 +34,7 @@ from silc_bench.trainer.checkpoints.libraries.transformers import of_big_vision,
 from silc_bench.trainer.config.config import Config, changed, flatten, without_heads
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import TAUGHT, Student
-from silc_bench.trainer.silc.tokenizers import AnyTokenizer
+from silc_bench.trainer.silc.tokenizers import AnyTokenizer, fingerprint_of
 from silc_bench.trainer.silc.towers import VisionTower
 
 # By the name of the class in ``silc_bench.models.adapters``, so that none of them is imported.
@@ -113,6 +114,7 @@ class Start:
     """Weights for a run of one configuration, and what there is to say about them."""
 
     name: str  # of the source, with its revision
+    content: str  # what it brings, in words that say nothing of where it lies
     weights: dict[str, Tensor]  # by the names of Student; with a head where that is taken over
     center: Tensor | None  # of the head's teacher
     tokenizer: AnyTokenizer
@@ -139,6 +141,12 @@ def read_start(config: Config) -> Start:
         raise placed(error, f"--init {config.init}") from None
     towers = source.towers
     sentences = [f"starts from {source.name}"]
+    if source.seed not in (None, config.seed):
+        sentences.append(
+            f"its seed is {source.seed} and this run's {config.seed}: --group-seeds goes by this"
+            " run's, so start each seed from the first phase's run of that seed, or the spread over"
+            " seeds is that of this phase alone"
+        )
 
     # No size depends on it, and only the weights know which one they were trained with.
     fields = {path: _config_field(_config_of(towers), path) for path in OF_WEIGHTS}
@@ -166,10 +174,12 @@ def read_start(config: Config) -> Start:
         sentences.append(UNMEASURED)
 
     center = None
+    content = source.content
     if config.distillation.weight > 0 and _takes_head(config, source.head, sentences):
         weights |= source.head
         center = source.center
-    return Start(source.name, weights, center, towers.tokenizer, sentences, fields)
+        content += ", with its head"
+    return Start(source.name, content, weights, center, towers.tokenizer, sentences, fields)
 
 
 def _config_field(config: Config, path: str) -> str:
@@ -184,6 +194,8 @@ class _Source(NamedTuple):
     head: dict[str, Tensor]  # by Student's names; empty where the source has none
     center: Tensor | None  # of the head's teacher
     name: str  # with its revision
+    content: str  # of all but the head, as ``Start`` has it
+    seed: int | None = None  # of a run of ours
 
 
 def _read(spec: str) -> _Source:
@@ -197,7 +209,11 @@ def _read(spec: str) -> _Source:
     towers = towers_of(model)
     assert isinstance(model, ImageTextModel), "towers_of refuses what does not read"
     _prove(model, towers)
-    return _Source(towers, {}, None, f"{model.name}@{model.revision[:8]}")
+
+    # By our names, because those of a library change with its version.
+    weights, tokenizer = hash_of_tensors(towers.weights), fingerprint_of(towers.tokenizer)
+    content = f"weights {weights}, tokenizer {tokenizer}"
+    return _Source(towers, {}, None, f"{model.name}@{model.revision[:8]}", content)
 
 
 def _of_run(path: Path, branch: str | None) -> _Source:
@@ -221,7 +237,18 @@ def _of_run(path: Path, branch: str | None) -> _Source:
         weights["logit_bias"] = torch.zeros(())
 
     towers = Towers(model.config.vision, model.config.text, weights, model.tokenizer)
-    return _Source(towers, head, center, f"{model.name}@{model.revision[:8]}")
+    name = f"{model.name}@{model.revision[:8]}"
+    training = model.training
+    assert training is not None, "a run's checkpoint and an export say it"
+    return _Source(towers, head, center, name, _method_of(training), training.seed)
+
+
+def _method_of(training: Training) -> str:
+    """What a run of ours is but its seed: seeds of both phases are seeds of one method."""
+    return (
+        f"{training.preset}-{training.objective}:{training.branch}, data {training.data}, step"
+        f" {training.step}, recipe {training.recipe}"
+    )
 
 
 def _prove(model: Any, towers: Towers) -> None:

@@ -22,7 +22,6 @@ Shapes: B images or texts, L tokens, D embedding, N = h x w patches, W width (= 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import zipfile
@@ -59,11 +58,16 @@ from silc_bench.models.weights.revision import revision_of
 from silc_bench.trainer.checkpoints import file as checkpoint
 from silc_bench.trainer.checkpoints.early import placed
 from silc_bench.trainer.config.config import Config, from_dict, to_dict, without_heads
-from silc_bench.trainer.config.identity import named, recipe_of
+from silc_bench.trainer.config.identity import by_content, named, recipe_of
 from silc_bench.trainer.config.presets import PRESETS, make_preset
 from silc_bench.trainer.silc.student import SCALARS, TAUGHT, Student, with_scalars
 from silc_bench.trainer.silc.teacher import Teacher
-from silc_bench.trainer.silc.tokenizers import AnyTokenizer, check_pairing, read_tokenizer
+from silc_bench.trainer.silc.tokenizers import (
+    AnyTokenizer,
+    check_pairing,
+    fingerprint_of,
+    read_tokenizer,
+)
 from silc_bench.trainer.silc.towers import VisionTower, count_parameters
 
 MAX_DEPTH = 1000  # blocks; the largest preset has 48
@@ -155,11 +159,10 @@ class NativeModel(NativeImageModel):
         self.logit_bias = student.logit_bias.item()
 
         # Two runs may have tokenizers of one kind whose merges were learnt on other captions.
-        tokenizer_hash = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
         self.text_protocol = {
             "cleaning": tokenizer.cleaning,
             "length": self.config.text.context_length,
-            "tokenizer": tokenizer_hash[:16],
+            "tokenizer": fingerprint_of(tokenizer),
         }
 
     def tokenize(self, texts: list[str]) -> Tensor:
@@ -465,10 +468,15 @@ def _misfit(file: Path, error: Exception) -> UserError:
 
 
 def _read_texts(file: Path, texts: dict[str, Any]) -> tuple[Config, AnyTokenizer]:
-    """Configuration and tokenizer from the texts beside the weights. Raises UserError."""
+    """Configuration and tokenizer from the texts beside the weights. Raises UserError.
+
+    Where a checkpoint notes what ``--init`` or ``--tokenizer`` brought, the configuration says
+    that, and so does that of an export: both names one method wherever those lay.
+    """
     # What these say names no file: one place adds it.
     try:
-        config = from_dict(_read_json(texts.get("config")))
+        config = from_dict(_read_json(texts.get("config"), "config"))
+        config = by_content(config, _read_json(texts.get("brought", "{}"), "brought"))
         tokenizer = read_tokenizer(texts.get("tokenizer", ""))
         check_pairing(tokenizer, config.text)
     except UserError as error:
@@ -476,12 +484,12 @@ def _read_texts(file: Path, texts: dict[str, Any]) -> tuple[Config, AnyTokenizer
     return config, tokenizer
 
 
-def _read_json(text: Any) -> Any:
+def _read_json(text: Any, about: str) -> Any:
     try:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(
-            f"is not JSON ({first_line(error)})", about="config", fix=checkpoint.COPY_AGAIN
+            f"is not JSON ({first_line(error)})", about=about, fix=checkpoint.COPY_AGAIN
         ) from None
 
 

@@ -1,12 +1,18 @@
 """What tells one method from another, and data from other data, wherever a run lies (no torch).
 
-Both stand in the records of models that were trained here.
+Both stand in the records of models that were trained here. A path says nothing of a method, so a
+run notes what ``--init`` or ``--tokenizer`` brought, its checkpoints keep this note, and
+``by_content`` puts it in the path's place. A checkpoint without it, of an earlier version, keeps
+the recipe that has the path in it.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any
 
+from silc_bench.errors import UserError
 from silc_bench.results.question import hash_of
 from silc_bench.trainer.config.config import Config, TextConfig, VisionConfig, flatten
 
@@ -45,8 +51,30 @@ def named(source: str) -> str:
     return re.sub(r"(?<![^\s|])/(?:[^\s|]*/)?(?=[^\s|/]+/[^\s|/]+/[^\s|/]+)", "", source)
 
 
+def by_content(config: Config, brought: Any) -> Config:
+    """``config`` with what ``--init`` or ``--tokenizer`` brought in place of where that lay.
+
+    Args:
+        brought: {"init": WORDS} or {"tokenizer": DIGITS}, as ``TrainState`` notes it.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    is_note = isinstance(brought, dict) and brought.keys() <= {"init", "tokenizer"}
+    if not is_note or not all(isinstance(content, str) for content in brought.values()):
+        raise UserError(
+            "is no note of what --init or --tokenizer brought",
+            about="brought",
+            fix="copy it again, or take an earlier checkpoint of the run",
+        )
+    return replace(config, **brought)
+
+
 def recipe_of(config: Config) -> str:
-    """16 hex digits over all that makes the weights but the seed, which runs of a study vary."""
+    """16 hex digits over all that makes the weights but the seed, which runs of a study vary.
+
+    ``config``: of ``by_content``, where a run keeps such a note.
+    """
     before = flatten(Config("", VisionConfig(), TextConfig()))
     fields = {
         name: value

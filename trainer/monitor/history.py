@@ -7,6 +7,7 @@ process that was killed leaves no end.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 FINISHED = "finished"
 
 
-def start_of(config: Config, device: torch.device) -> dict[str, Any]:
+def start_of(
+    config: Config, device: torch.device, brought: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """``brought``: of ``TrainState``."""
     # ``silc-bench report`` reads rows and trains nothing, so it does not wait for torch.
     import torch
 
@@ -45,6 +49,7 @@ def start_of(config: Config, device: torch.device) -> dict[str, Any]:
         "commit": code.commit,
         "dirty": code.dirty,
         "config": to_dict(config),
+        **({"brought": brought} if brought else {}),
     }
 
 

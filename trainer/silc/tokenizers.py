@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import html
 import json
 import re
@@ -250,6 +251,11 @@ class ForeignTokenizer:
 
 AnyTokenizer = Tokenizer | ForeignTokenizer
 Reading = tuple[Callable[[list[str]], list[list[int]]], Callable[[list[str]], list[int]]]
+
+
+def fingerprint_of(tokenizer: AnyTokenizer) -> str:
+    """16 hex digits over all that it does with a text."""
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16]
 
 
 def read_tokenizer(text: Any) -> AnyTokenizer:

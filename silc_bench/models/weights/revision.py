@@ -12,22 +12,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def revision_of(modules: Mapping[str, nn.Module], settings: Mapping[str, Any] | None = None) -> str:
     """First 16 hex digits; ``settings`` is plain JSON, and adds nothing where it is empty."""
-    digest = hashlib.sha256()
-    for prefix, module in sorted(modules.items()):
-        for name, value in sorted(module.state_dict().items()):
-            # Name and shape come first: the same bytes in another shape are other weights.
-            digest.update(f"{prefix}.{name} {tuple(value.shape)}".encode())
-            flat = value.detach().float().cpu().contiguous().numpy().reshape(-1)
-            digest.update(memoryview(flat).cast("B"))
+    named = (
+        (f"{prefix}.{name}", value)
+        for prefix, module in sorted(modules.items())
+        for name, value in sorted(module.state_dict().items())
+    )
+    return _hash_of(named, json.dumps(settings, sort_keys=True) if settings else "")
 
-    if settings:
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+
+def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits over tensors by their names, by the same rule."""
+    return _hash_of(sorted(tensors.items()))
+
+
+def _hash_of(named: Iterable[tuple[str, Tensor]], ending: str = "") -> str:
+    digest = hashlib.sha256()
+    for name, value in named:
+        # Name and shape come first: the same bytes in another shape are other weights.
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        flat = value.detach().float().cpu().contiguous().numpy().reshape(-1)
+        digest.update(flat.data.cast("B"))
+    digest.update(ending.encode())
     return digest.hexdigest()[:16]

@@ -27,6 +27,7 @@ from silc_bench.trainer.checkpoints import sharded
 from silc_bench.trainer.checkpoints.export import export, load_trained
 from silc_bench.trainer.checkpoints.file import DamagedCheckpointError
 from silc_bench.trainer.checkpoints.init import read_start
+from silc_bench.trainer.config.identity import recipe_of
 
 pytestmark = pytest.mark.timing
 ALONE = "alone"  # one process without a group: its checkpoints are single files
@@ -382,7 +383,7 @@ def test_the_best_and_the_newest_stay_of_both_kinds(pool, tmp_path):
 
 def test_what_reads_a_run_reads_a_sharded_one(pool, tiny, tmp_path):
     """Evaluation of each branch, all steps by name, export, start; the folder names a step."""
-    payload = random_state(tiny()).payload()
+    payload = random_state(tiny()).payload() | {"brought": json.dumps({"init": "words"})}
     run, single = tmp_path / "run", tmp_path / "single"
     pool.run(2, on_shards.save_spread, run, payload)
     checkpoint.save(single, payload)
@@ -394,6 +395,7 @@ def test_what_reads_a_run_reads_a_sharded_one(pool, tiny, tmp_path):
         model = load_trained(f"{spec}:teacher")
         assert model.name == "run:teacher"
         assert not differing(model.vision, load_trained(f"{single}:teacher").vision)
+        assert model.training.recipe == recipe_of(tiny(init="words"))
         starts = [read_start(tiny(init=str(source))) for source in (spec, single)]
         assert equal(*(start.weights for start in starts))
         assert equal(*(start.center for start in starts))

@@ -22,7 +22,7 @@ from silc_bench.results.record import Record
 from silc_bench.system.files import printable
 from silc_bench.system.terminal import counted
 from silc_bench.trainer.config.config import from_dict
-from silc_bench.trainer.config.identity import named, recipe_of
+from silc_bench.trainer.config.identity import by_content, named, recipe_of
 from silc_bench.trainer.monitor.report.charts import Chart
 from silc_bench.trainer.monitor.report.run import Run
 
@@ -78,7 +78,7 @@ def measured(runs: Sequence[Run], results_dirs: Sequence[Path]) -> Measured:
 def _records_of(run: Run, records: Sequence[Record]) -> list[Record]:
     # a later version may have other fields: then no record can be told to be of this run
     try:
-        config = from_dict(run.config)
+        config = by_content(from_dict(run.config), run.brought)
     except UserError:
         return []
 

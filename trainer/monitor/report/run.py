@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Run:
     checkpoints: list[tuple[str, Row]]  # (name, the record beside it), oldest first
     damaged: list[str]  # names of records that cannot be read
     config: Row  # as it was saved; {} where nothing holds it yet
+    brought: Any = field(default_factory=dict)  # beside it, for ``identity.by_content``
 
     @property
     def step(self) -> int:
@@ -72,9 +73,10 @@ def read_run(folder: Path, name: str) -> Run:
 
     history = _lines(folder / "history.jsonl")
     checkpoints, damaged = _checkpoints(folder)
-    known = [row.get("config") for row in history if row.get("event") == "start"]
-    known += [record.get("config") for _, record in checkpoints]
-    configs = [config for config in known if isinstance(config, dict)]
+    known = [row for row in history if row.get("event") == "start"]
+    known += [record for _, record in checkpoints]
+    known = [row for row in known if isinstance(row.get("config"), dict)]
+    last = known[-1] if known else {}
     notes = [
         (row["step"], str(row["note"])) for row in _lines(folder / "notes.jsonl") if "note" in row
     ]
@@ -90,7 +92,8 @@ def read_run(folder: Path, name: str) -> Run:
         history,
         checkpoints,
         damaged,
-        configs[-1] if configs else {},
+        last.get("config", {}),
+        last.get("brought", {}),
     )
 
 
