@@ -33,10 +33,11 @@ def record_of(
     source="x",
     created=None,
     training=None,
+    text=None,
     **image,
 ):
     """A record. ``metrics``: of all, the main one first, or the main metric alone; ``asks``: of
-    the question; ``image``: the model's own preprocessing.
+    the question; ``text`` and ``image``: the model's own preprocessing.
     """
     if not isinstance(metrics, dict):
         metrics = {main or "acc1": metrics}
@@ -47,7 +48,7 @@ def record_of(
         num_params=1_640_000,
         image_size=image["size"],
         image_protocol=image,
-        text_protocol={},
+        text_protocol=dict(text or {}),
         training=training,
     )
     of_task = SimpleNamespace(

@@ -195,11 +195,14 @@ def build(
     ranks = Ranks(samples, records)
     changes = change_tables(_with_main(ranked, COMPARED), ranks)
     single, single_ranks = ranked, ranks
+    of_methods: tuple[str, ...] = ()
     if view.has_seeds_grouped:
         # what single checkpoints differ in says nothing of the methods
         changes = ()
         ranks = Ranks(samples, records)
-        ranked, ranks.values = grouped(ranked, Methods(records))
+        methods = Methods(records)
+        ranked, ranks.values = grouped(ranked, methods)
+        of_methods = methods.remarks()
     shown_scores = _with_main(ranked, SHOWN)
     sections = [
         _measured(shown_scores, ranks, view, row_order(ranked, ROW, view)),
@@ -215,7 +218,7 @@ def build(
     shown = [part for part in sections if part.tables or part.images or part is sections[0]]
     problems += [folders.Problem(path, sentence) for path, sentence in samples.problems.items()]
     shown = [limited(part, view) for part in shown]
-    remarks = reading.remarks_with(problems)
+    remarks = (*reading.remarks_with(problems), *of_methods)
 
     def page() -> dict[str, Any]:
         # a row of the page opens its record, so it is a checkpoint, also where methods are ranked
@@ -778,6 +781,7 @@ def questions_section(ranked: pd.DataFrame, records: Sequence[Record]) -> Sectio
 def setups_section(ranked: pd.DataFrame, records: Sequence[Record]) -> Section:
     """Models that were measured under more than one setup: where those differ."""
     by_row: dict[tuple[str, str], dict[str, Setup]] = {}
+    everyones = {record.setup.row: record.setup for record in records}  # for rows of methods
     for record in records:
         own = by_row.setdefault((record.model.name, record.model.revision), {})
         own.setdefault(record.setup.row, record.setup)
@@ -786,9 +790,10 @@ def setups_section(ranked: pd.DataFrame, records: Sequence[Record]) -> Section:
     for (model, revision), part in ranked.groupby(["model", "revision"], sort=False):
         labels = dict(zip(part.setup, part.setup_label, strict=True))
         if len(labels) > 1:
-            setups = by_row[str(model), str(revision)]
+            setups = by_row.get((str(model), str(revision)), everyones)
             fields = [setup_words(setups[row]) for row in labels]
-            tables.append(_differences(f"{model}@{revision[:8]}", list(labels.values()), fields))
+            title = f"{model}@{revision[:8]}" if revision else str(model)
+            tables.append(_differences(title, list(labels.values()), fields))
     note = "One model measured under more than one setup: each is a row of its own."
     return Section("Setups that differ", note, tuple(tables))
 

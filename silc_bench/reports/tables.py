@@ -114,7 +114,8 @@ class Board:
     # one row per record and metric, published ones included; ``kind`` says which is which
     scores: pd.DataFrame
     page: Callable[[], dict[str, Any]]  # the document of the page, made when it is asked for
-    remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
+    # which files were left out, and why, and what seeds do not share: a sentence each
+    remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         num_models = len(self.scores[["model", "revision"]].drop_duplicates())

@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
 
 from silc_bench.errors import UserError
@@ -105,7 +105,8 @@ class Comparison:
     omissions: tuple[Omission, ...]
     # of each further model: in which fields its setup differs from the baseline's, with both values
     setups: dict[str, tuple[tuple[str, str, str], ...]]
-    remarks: tuple[str, ...] = ()  # which files were left out, and why: a sentence each
+    # which files and runs were left out, and why, and what seeds do not share: a sentence each
+    remarks: tuple[str, ...] = ()
     is_of_methods: bool = False  # several seeds each, instead of single checkpoints
 
     def __repr__(self) -> str:
@@ -173,7 +174,11 @@ def compare(
         raise folders.none_in(reading)
 
     named = [found.record for found in folders.chosen(located, tasks=tasks)]
-    sides = (_methods if has_seeds_grouped else _models)(names, records, named)
+    remarks: tuple[str, ...] = ()
+    if has_seeds_grouped:
+        sides, remarks = _methods(names, records, named)
+    else:
+        sides = _models(names, records, named)
 
     # every task that either of two models has measured is a result or an omission
     samples = Samples(reading)
@@ -200,7 +205,7 @@ def compare(
         final,
         tuple(omissions),
         setups,
-        reading.remarks_with(damaged),
+        (*reading.remarks_with(damaged), *remarks),
         has_seeds_grouped,
     )
 
@@ -218,8 +223,8 @@ def _models(
 
 def _methods(
     names: Sequence[str], records: Sequence[Record], named: Sequence[Record]
-) -> list[_Side]:
-    """Each method with the records of its runs among ``named``, by seed."""
+) -> tuple[list[_Side], tuple[str, ...]]:
+    """Each method with the records of its runs among ``named``, by seed; sentences about them."""
     models = Models(records)
     known = Methods(records)
     chosen: list[Method] = []
@@ -239,10 +244,23 @@ def _methods(
     if len(set(labels)) < len(labels):
         fix = "name a run of each method once"
         raise UserError("names one method twice", about=", ".join(names), fix=fix)
-    return [
+    sides = [
         _Side(method.label, {seed: _of_row(named, row) for seed, row in method.runs.items()})
         for method in chosen
     ]
+    lacking = [_without_partner(*pair) for pair in permutations(sides, 2)]
+    return sides, (*known.remarks(chosen), *filter(None, lacking))
+
+
+def _without_partner(side: _Side, other: _Side) -> str:
+    """A sentence where two methods share seeds, and ``side`` has more of them."""
+    more = sorted(set(side.runs) - set(other.runs))
+    if not more or len(more) == len(side.runs):
+        return ""
+    if len(more) == 1:
+        return f"{side.label}: seed {more[0]} has no partner in {other.label}, and is left out"
+    seeds = f"{counted(len(more), 'seed')}, as {more[0]}, have"
+    return f"{side.label}: {seeds} no partner in {other.label}, and are left out"
 
 
 def _of_row(records: Sequence[Record], row: Row) -> list[Record]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from commands import call, error_of, fail, succeed
 from hostile import HOSTILE_NAMES, cells
-from made import N, put
+from made import N, put, trained
 from PIL import Image
 from rich.console import Console
 
@@ -143,6 +143,65 @@ def test_seeds_that_one_method_lacks_have_no_partner(tmp_path):
     comparison = compare.compare(tmp_path, ["contrastive0", "silc0"], has_seeds_grouped=True)
     assert comparison.results == ()
     assert "two are needed" in comparison.omissions[0].reason
+
+
+# What records tell of runs beside a method: (name, seed, recipe, tokenizer) of each, and words of
+# the one remark on them; None: all is well.
+RUNS = {
+    "two recipes of the same seeds": (None, ("a0", 0, 1, 1), ("a1", 1, 1, 1), ("b0", 0, 2, 1)),
+    "alone": (None, ("a0", 0, 1, 1)),
+    "seeds of several recipes": (
+        "3 runs, as a0@{a0} of seed 0 and a2@{a2} of seed 2, are alike in",
+        *[("a0", 0, 1, 1), ("a1", 1, 2, 1), ("a2", 2, 3, 1)],
+    ),
+    "several runs of one seed": (
+        "silc:student: 2 runs are left out, as a newer one has the same seed: the first is a0@{a0},"
+        " with seed 0 as c0@{c0}",
+        *[("a0", 0, 1, 1), ("b0", 0, 1, 1), ("c0", 0, 1, 1), ("a1", 1, 1, 1)],
+    ),
+    "other tokenizers": (
+        "they read texts by 2 tokenizers, as a0@{a0} of seed 0 and a2@{a2} of seed 2",
+        *[("a0", 0, 1, 1), ("a1", 1, 1, 1), ("a2", 2, 1, 2)],
+    ),
+}
+
+
+@pytest.mark.parametrize("words", ["compare a0 other --group-seeds", "leaderboard --group-seeds"])
+@pytest.mark.parametrize("case", RUNS)
+def test_what_is_grouped_or_not_against_the_look_of_it_is_said(case, words, tmp_path):
+    said, *runs = RUNS[case]
+    revisions = {}
+    for day, (name, seed, recipe, tokenizer) in enumerate((*runs, ("other", 0, 1, 1))):
+        objective = "contrastive" if name == "other" else "silc"
+        training = trained(objective, seed=seed, recipe=f"{recipe:016}")
+        created, text = f"2026-01-0{1 + day}T00:00:00Z", {"tokenizer": f"{tokenizer:016}"}
+        more = {"training": training, "created": created, "text": text}
+        own = put(tmp_path, name, 0.5, version=9, **more)
+        revisions[name] = own.model.revision[:8]
+    printed = call(f"{words} --results {tmp_path}").stderr.replace("\n", "")
+    remarks = ("run is left out", "runs are left out", "not grouped", "more than the seed")
+    assert (said or "").format(**revisions) in printed
+    assert sum(printed.count(remark) for remark in remarks) == (said is not None)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(3, "seed 2 has no partner"), (4, "2 seeds, as 2, have no partner")]
+)
+def test_a_seed_without_a_partner_is_said(count, words, tmp_path):
+    put_seeds(tmp_path, {"contrastive": [0.5, 0.6, 0.7, 0.8][:count], "silc": [0.7, 0.6]})
+    for names in (["contrastive0", "silc0"], ["silc0", "contrastive0"]):
+        (remark,) = compare.compare(tmp_path, names, has_seeds_grouped=True).remarks
+        assert remark.startswith(f"tiny-contrastive:student: {words} in tiny-silc:student, and ")
+
+
+def test_seeds_with_several_setups_have_a_row_of_each(tmp_path):
+    for seed, precisions in enumerate((["fp32"], ["fp32", "bf16"], ["fp32", "bf16"])):
+        for precision in precisions:
+            more = {"training": trained(seed=seed), "precision": precision}
+            put(tmp_path, f"run{seed}", 0.5, version=9, **more)
+    printed = succeed(f"leaderboard --group-seeds --results {tmp_path}")
+    for words in ("(2 seeds, bf16)", "(3 seeds, fp32)", "Setups that differ"):
+        assert words in printed
 
 
 def test_a_model_without_a_seed_is_refused_among_methods(tmp_path):
