@@ -46,12 +46,16 @@ SMALL = {
 }
 
 # What lies in the reader's folder, what was typed before, and the words that the reader replaces.
+TRAINING = [f"docs/{name}.md" for name in ("cost", "health", "init", "recipe", "runs", "training")]
+PACKED = "data pack photos shards"
+CIFAR = "train --preset cifar_tiny --data own.jsonl --out runs"
 LAID = {
     "docs/datasets.md": [world.lay_data],
     "docs/dense.md": [world.lay_pictures, world.lay_data],
     "docs/python.md": [world.lay_data],
     "docs/records.md": [world.lay_tables],
-    "docs/training.md": [world.lay_photos, world.lay_tokenizer],
+    **{page: [world.lay_photos] for page in TRAINING},
+    "docs/training-data.md": [world.lay_photos, world.lay_tokenizer],
 }
 TRAIN = "train --preset shapes_tiny --out runs"
 BEFORE = {
@@ -81,7 +85,15 @@ BEFORE = {
         # more than there are, so nothing is left out: only whole sets rank
         "eval --ckpt runs/own --ckpt runs/silc --tasks shapes/zeroshot --limit 100000",
     ],
-    "docs/training.md": ["train --preset cifar_tiny --data own.jsonl --out runs/other"],
+    "docs/cost.md": [PACKED],
+    "docs/health.md": [
+        f"{CIFAR}/own",
+        f"{CIFAR}/other",
+        "eval --ckpt runs/own --tasks shapes/knn --results results",
+    ],
+    "docs/init.md": [PACKED, f"{CIFAR}/own"],
+    "docs/recipe.md": [PACKED, f"{CIFAR}/own"],
+    "docs/runs.md": [PACKED, 'train --preset cifar_tiny --data "shards/*.tar" --out runs/own'],
 }
 MASKED = "data/coco_mini"
 WORDS = {
@@ -96,7 +108,7 @@ WORDS = {
     "docs/python.md": {"/data": "data"},
     "docs/records.md": {"DATA": "data"},
     # "..." stands for what stood before
-    "docs/training.md": {"...": '--preset cifar_tiny --data "shards/*.tar"'},
+    "docs/init.md": {"...": '--preset cifar_tiny --data "shards/*.tar"'},
 }
 # docs/log.md has nothing to type; the recipes of docs/extending.md are carried out elsewhere.
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]

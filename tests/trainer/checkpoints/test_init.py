@@ -156,7 +156,7 @@ def test_open_clip(gelu, uneven, tmp_path):
     assert f"vision.gelu={gelu}, text.gelu={gelu}" in said
 
 
-MANUAL = Path(__file__).parents[3] / "docs" / "training.md"
+MANUAL = Path(__file__).parents[3] / "docs" / "init.md"
 # as the source's, but for the size of images
 LAYOUT = """
     vision.patch_size=8 vision.width=32 vision.depth=2 vision.num_heads=4 vision.mlp_dim=64

@@ -73,7 +73,7 @@ def test_two_nodes_fetch_an_epoch_once_and_train_on_each_pair_once(run):
 
 
 def test_a_node_fewer_cuts_the_rest_of_the_epoch_anew_and_the_next_one_is_whole(run):
-    """As docs/training.md says: of the epoch at hand some come twice, and as many do not."""
+    """As docs/scale.md says: of the epoch at hand some come twice, and as many do not."""
     _, _, pairs = run
     stop = STOPS[1]
     before = [pair for step in range(EPOCH + 1, stop + 1) for pair in pairs[step]]

@@ -150,7 +150,7 @@ def test_a_run_of_more_than_a_day_is_told_of_first(tiny, monkeypatch, days, is_s
 
 # ---- the table of the manual ----
 
-MANUAL = Path(__file__).parents[3] / "docs" / "training.md"
+MANUAL = Path(__file__).parents[3] / "docs" / "cost.md"
 ROWS = (  # options, and the GPUs that the manual names
     ("--preset s16", "RTX 4090", 1),
     ("--preset b16_1k", "A100", 1),
