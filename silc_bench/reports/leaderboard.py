@@ -130,6 +130,7 @@ FIELDS = {
 Score: TypeAlias = Any  # a row of the scores, whose fields are FIELDS
 make_score: Callable[..., Score] = namedtuple("Score", list(FIELDS))  # type: ignore[misc]
 MAX_IMAGE = 1 << 26  # bytes of a file that the page embeds
+FRACTIONAL = ["value", "stderr", "chance", "seconds"]
 WHOLE_NUMBERS = ["params", "image_size", "n", "limit", "version"]
 
 # what never ranks: the heading, why, and the field that sets it apart
@@ -255,7 +256,7 @@ class Ranks:
 
         # the tables and the page ask for the same columns, and the tests take a while
         question = str(own.question.iloc[0])
-        rows = [(score.model, score.revision, score.setup) for score in own.itertuples()]
+        rows = list(zip(own.model, own.revision, own.setup, strict=True))
         key = (question, metric, tuple(rows))
         if key not in self._standings:
             self._standings[key] = self._tested(own, metric, question, rows)
@@ -384,8 +385,10 @@ def _scores(
         labels["setup_label"] = setup_label[record.model.name, record.model.revision][
             record.setup.row
         ]
+        placed = {name: attrgetter(place)(record) for name, place in FIELDS.items() if place}
+        shared = {**placed, "where": "", "note": "", **labels, **change}
         for metric in record.metrics:
-            add({**_score(record, metric), **labels, **change})
+            add({**shared, **_score(record, metric)})
     for row in reported:
         shared = {name: getattr(row, name) for name in ("model", "params", "where", "note")}
         shared |= {"kind": "reported", "group": row.collection, "is_main": False}
@@ -394,22 +397,23 @@ def _scores(
                 score = {"task": task, "metric": metric, "value": value}
                 add({**shared, **score, "source": f"reported({row.url})"})
 
+    # object: the texts stay those of the records, which share them; Arrow would copy each, and make
+    # it anew for each row that is looked at
+    frame = pd.DataFrame(rows, columns=list(FIELDS), dtype=object)
     # Int64 is the integer of pandas that can be missing: published rows have no n
-    return pd.DataFrame(rows, columns=list(FIELDS)).astype(dict.fromkeys(WHOLE_NUMBERS, "Int64"))
+    types = {"is_main": "bool", **dict.fromkeys(FRACTIONAL, "float64")}
+    return frame.astype({**types, **dict.fromkeys(WHOLE_NUMBERS, "Int64")})
 
 
 def _score(record: Record, metric: str) -> dict[str, Any]:
-    """The fields of one metric; a chance is known of the main metric alone."""
+    """What is of one metric alone; a chance is known of the main metric."""
     is_main = metric == record.task.main_metric
     return {
-        **{name: attrgetter(place)(record) for name, place in FIELDS.items() if place},
         "metric": metric,
         "is_main": is_main,
         "value": record.metrics[metric],
         "stderr": record.stderr.get(metric),
         "chance": record.task.chance if is_main else None,
-        "where": "",
-        "note": "",
     }
 
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from silc_bench.system.terminal import counted
@@ -210,6 +211,7 @@ def _markdown_cell(cell: Cell) -> str:
     return text + escaped(cell.detail) + (" =" if cell.is_tied else "")
 
 
+@lru_cache(maxsize=100_000)  # thousands of cells hold few different numbers
 def escaped(text: str) -> str:
     """Markdown that shows ``text`` as it is: no tags, links, emphasis or table borders.
 

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -259,7 +259,7 @@ class Record:
         # through the text of the file: a record in memory is what a reader of the file will see
         return cls.from_json(record.to_json())
 
-    @property
+    @cached_property
     def key(self) -> str:
         """See the function ``key``."""
         return key(self.question, self.setup)

@@ -338,12 +338,12 @@ def _lines(
     columns: Sequence[Column], rows: Sequence[Sequence[Sequence[Span]]], widths: Sequence[int]
 ) -> list[Text]:
     """Head, rule and rows of one block."""
-    heads: list[list[Text]] = []
+    heads: list[list[Sequence[Span]]] = []
     for column, width in zip(columns, widths, strict=True):
-        lines = [Text(line, "bold") for line in wrapped(column.title, width)]
+        head: list[Sequence[Span]] = [[(line, "bold")] for line in wrapped(column.title, width)]
         for detail in column.details:
-            lines += [Text(line, "dim") for line in wrapped(detail, width)]
-        heads.append(lines)
+            head += [[(line, "dim")] for line in wrapped(detail, width)]
+        heads.append(head)
 
     lines = _side_by_side(columns, heads, widths)
     lines.append(Text("─" * (sum(widths) + GAP * (len(widths) - 1)), "dim"))
@@ -353,26 +353,28 @@ def _lines(
     return lines
 
 
-def _broken(cell: Sequence[Span], width: int) -> list[Text]:
+def _broken(cell: Sequence[Span], width: int) -> list[Sequence[Span]]:
+    """The lines of a cell."""
     if len(cell) != 1 or (width_of(_plain(cell)) <= width and "\n" not in _plain(cell)):
-        return [Text.assemble(*cell)]
+        return [cell]
     ((text, style),) = cell
-    return [Text(line, style) for line in wrapped(text, width)]
+    return [[(line, style)] for line in wrapped(text, width)]
 
 
 def _side_by_side(
-    columns: Sequence[Column], cells: Sequence[Sequence[Text]], widths: Sequence[int]
+    columns: Sequence[Column], cells: Sequence[Sequence[Sequence[Span]]], widths: Sequence[int]
 ) -> list[Text]:
     """The lines of cells that stand beside each other, numbers at the right of their column."""
     lines = []
     for number in range(max(len(cell) for cell in cells)):
-        line = Text()
+        parts: list[Span] = []
         for column, cell, width in zip(columns, cells, widths, strict=True):
-            text = cell[number] if number < len(cell) else Text()
-            padding = " " * max(width - width_of(text.plain), 0)
-            parts = (padding, text) if column.is_numeric else (text, padding)
-            line.append("" if column is columns[0] else " " * GAP)
-            line.append_text(Text.assemble(*parts))
+            spans = cell[number] if number < len(cell) else ()
+            padding = (" " * (width - width_of(_plain(spans))), "")
+            parts.append(("" if column is columns[0] else " " * GAP, ""))
+            parts += (padding, *spans) if column.is_numeric else (*spans, padding)
+        # rich makes an object of each part, also of one that holds nothing
+        line = Text.assemble(*(part for part in parts if part[0]))
         line.rstrip()
         lines.append(line)
     return lines
