@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from silc_bench.cli.options import RESULTS, AsJson, Results, formats_of
 from silc_bench.errors import UserError
 from silc_bench.system.files import check_writable
 from silc_bench.system.terminal import answering, console, tell, warn
+from silc_bench.system.terminal_table import hanging, visible
 
 
 @answering
@@ -70,15 +72,11 @@ def compare(
     if as_json:
         print(report.to_json(comparison), end="")
     else:
-        for line in report.sentences(comparison):
-            print(line)
-        for line in report.setup_lines(comparison):
-            print(line)
+        _print_lines([*report.sentences(comparison), *report.setup_lines(comparison)])
         if comparison.results:
             console.print(report.to_terminal(comparison))
         # Last, because it is long; also where nothing could be compared: it then says why.
-        for line in report.omission_lines(comparison):
-            print(line)
+        _print_lines(report.omission_lines(comparison))
     if not comparison.results:
         raise UserError(
             "no task was compared",
@@ -88,3 +86,10 @@ def compare(
 
     for path in report.write(comparison, out, chosen_formats) if out else ():
         tell(f"wrote {path}", as_json)
+
+
+def _print_lines(texts: Iterable[str]) -> None:
+    """A line each for a file or the next program; a terminal would break them within words."""
+    for text in texts:
+        for line in hanging(visible(text), console.width) if console.is_terminal else [text]:
+            print(line)

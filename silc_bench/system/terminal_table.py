@@ -181,8 +181,7 @@ def legend(shorts: dict[str, str], width: int) -> Text:
     lines: list[str] = []
     for name, short in shorts.items():
         if name != short:
-            head, *rest = wrapped(f"{short} = {name}", width - GAP)
-            lines += [head, *(" " * GAP + line for line in rest)]
+            lines += hanging(f"{short} = {name}", width)
     return Text("\n".join(lines), "dim", no_wrap=True, overflow="ignore")
 
 
@@ -261,6 +260,12 @@ def wrapped(text: str, width: int) -> list[str]:
             line += piece
         lines.append(line.rstrip())
     return lines
+
+
+def hanging(text: str, width: int) -> list[str]:
+    """As ``wrapped``, with all lines but the first indented: one text is seen to end."""
+    head, *rest = wrapped(text, width - GAP)
+    return [head, *(" " * GAP + line for line in rest)]
 
 
 def _pieces(text: str, widest: int) -> list[str]:

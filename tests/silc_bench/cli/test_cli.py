@@ -1,5 +1,6 @@
 """The command line as its users meet it: what it prints, writes, refuses, and its exit codes."""
 
+import importlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import torch
 import typer
 from commands import SETS, call, error_of, fail, succeed, train_tiny
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from silc_bench.cli.app import app
@@ -23,6 +25,7 @@ from silc_bench.cli.train import tasks_for
 from silc_bench.errors import RunError, UserError
 from silc_bench.results.folders import read
 from silc_bench.results.record import SCHEMA
+from silc_bench.system.terminal_table import hanging
 
 pytestmark = pytest.mark.broad
 
@@ -391,6 +394,16 @@ def test_compare_takes_what_eval_took_however_it_is_written(run, results, monkey
     }
     for names in ("tiny tiny/:teacher", f"{run} tiny:teacher@{teacher[:4]}"):
         assert succeed(f"compare {names} --results {results}") == expected
+
+
+def test_compare_breaks_its_sentences_between_words_in_a_terminal_alone(results, monkeypatch):
+    command = f"compare tiny:student tiny:teacher --results {results}"
+    whole = succeed(command)
+    terminal = Console(force_terminal=True, width=40, height=50, legacy_windows=False)
+    monkeypatch.setattr(importlib.import_module("silc_bench.cli.compare"), "console", terminal)
+    broken = hanging(whole.splitlines()[0], 40)
+    assert len(broken) > 1
+    assert "\n".join(broken) in succeed(command)
 
 
 def test_show_takes_names_of_the_leaderboard(run, results, tmp_path, monkeypatch):
