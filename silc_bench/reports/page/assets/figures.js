@@ -33,6 +33,13 @@ function modelMarks(points) {
   ];
 }
 
+// In pixels, as ``drawn`` writes it.
+function textWidth(text) {
+  const canvas = document.createElement("canvas").getContext("2d");
+  canvas.font = "12px system-ui, sans-serif";
+  return Math.ceil(canvas.measureText(text).width);
+}
+
 function openOnClick(figure) {
   figure.addEventListener("click", () => {
     const model = figure.value?.model;
@@ -199,10 +206,12 @@ function drawChanges(place, rows) {
     const tone = low === null || (low <= 0 && high >= 0) ? "flat" : difference > 0 ? "accent" : "down";
     return { title: shortened(title, 46), difference, ...ends, color: `var(--${tone})` };
   });
-  const isNarrow = place.clientWidth < 520;
+  // the names stand beside the figure where they leave at least half of it
+  const widest = Math.max(...points.map((point) => textWidth(point.title)));
+  const isNarrow = place.clientWidth < 2 * widest;
   drawn(place, {
     height: 40 + 26 * points.length + (isNarrow ? 16 * points.length : 0),
-    marginLeft: isNarrow ? 12 : 260, marginTop: 24, marginRight: 16, marginBottom: 16,
+    marginLeft: isNarrow ? 12 : widest + 12, marginTop: 24, marginRight: 16, marginBottom: 16,
     x: { label: null, grid: true, axis: "top" },
     y: { label: null, domain: points.map((point) => point.title), axis: isNarrow ? null : "left",
       tickSize: 0 },

@@ -7,6 +7,8 @@ import pytest
 from boards import made, page_of, published, typical
 from browser import serious_faults, until
 
+from silc_bench.reports.page.document import Difference
+
 pytestmark = pytest.mark.broad
 ALPHA = "#column=cifar100%2Fzeroshot+acc1&model=alpha%4011111111"
 
@@ -214,6 +216,20 @@ def test_a_phone_shows_a_score_at_once_and_nothing_sticks_out(show):
     assert score["x"] + score["width"] <= 360
     assert score["y"] + score["height"] <= 640
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("width", [360, 800, 1280])
+def test_the_names_of_what_changed_stand_within_their_card(show, width):
+    names = ["shapes, colours patch correspondence, patch R@1", "COCO mini, all", "short"]
+    changes = {"twins": [Difference(name, 0.5, 0.6, 0.05, 0.15) for name in names]}
+    page = show(page_of([made("alone", 0.5)], changes=changes), width=width)
+    card = page.locator("#changes .card").bounding_box()
+    labels = page.locator("#changes svg text").all()
+    boxes = [label.bounding_box() for label in labels if re.search("[a-z]", label.text_content())]
+    assert len(boxes) == 3
+    for box in boxes:
+        assert card["x"] <= box["x"]
+        assert box["x"] + box["width"] <= card["x"] + card["width"]
 
 
 def test_rows_out_of_sight_are_not_in_the_document_but_are_counted_and_reached(show):
