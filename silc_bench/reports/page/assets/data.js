@@ -60,6 +60,12 @@ function fixed(number, digits) {
   return (Number(text) - Math.sign(number) / 10 ** digits).toFixed(digits);
 }
 
+// A score of the overview, which may lie below 0; what rounds to 0 has no sign.
+function scoreText(score) {
+  const text = fixed(score, 1);
+  return text === "-0.0" ? "0.0" : text;
+}
+
 // A fraction in percent, a rank as it is.
 function valueText(value, isFraction = true, digits = 1) {
   return fixed(isFraction ? 100 * value : value, digits);

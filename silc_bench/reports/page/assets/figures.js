@@ -60,7 +60,7 @@ function isDrawn({ model, score }) {
 function drawSizes(place, scores, label) {
   const points = scores.filter(isDrawn).map(({ model, score, low, high }) => ({
       model, score, low, high, params: model.params, x: model.params, y: score,
-      title: `${modelTitle(model)}\n${sizeText(model.params)} parameters, ${fixed(score, 1)}`,
+      title: `${modelTitle(model)}\n${sizeText(model.params)} parameters, ${scoreText(score)}`,
     }));
   if (points.length === 0) {
     const text = "No shown model has both this score and a known number of parameters.";

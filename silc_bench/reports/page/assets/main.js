@@ -135,7 +135,7 @@ function drawOverview({ rows, byFamily, ranking, ranks }) {
       if (score === undefined) return null;
       const target = base.columns.length === 1
         ? { column: base.columns[0].id, model: model.id } : { model: model.id };
-      return { content: [h("a", { href: address.link(target) }, fixed(score, 1))],
+      return { content: [h("a", { href: address.link(target) }, scoreText(score))],
         style: barStyle(score / 100) };
     },
   }));

@@ -42,6 +42,15 @@ def test_the_overview_centres_on_chance_ranks_and_leaves_gaps(show):
     assert column(page, "mean rank") == ["1.00", "2.00", "3.00", ""]
 
 
+def test_a_score_below_chance_is_told_from_one_at_chance(show):
+    values = {"above": 0.6, "at": 0.19999, "below": 0.1}
+    page = show(page_of([made(name, value, chance=0.2) for name, value in values.items()]))
+    assert dict(zip(names(page), column(page, "zero-shot"), strict=True)) == {
+        "above": "50.0", "at": "0.0", "below": "-12.5"
+    }  # fmt: skip
+    assert "Below 0 a model scores less than chance" in page.locator("#overview").inner_text()
+
+
 def test_a_heading_sorts_both_ways_and_stands_in_the_address(show):
     page = show(typical())
     head = page.locator("#overview thead th", has_text="size").get_by_role("button")
