@@ -442,10 +442,14 @@ function apply() {
   document.getElementById("none").hidden = choice.rows.length > 0;
   if (address.one("at") !== at) {
     at = address.one("at");
-    const part = [...document.querySelectorAll("main section")].find((one) => one.dataset.part === at);
-    part?.scrollIntoView();
+    goTo(at);
   }
   showDialog();
+}
+
+function goTo(name) {
+  const part = [...document.querySelectorAll("main section")].find((one) => one.dataset.part === name);
+  part?.scrollIntoView();
 }
 
 window.addEventListener("hashchange", apply);
@@ -458,4 +462,5 @@ window.addEventListener("resize", () => {
 });
 apply();
 drawRest();
+goTo(at); // again: what follows the families was hidden until now
 main.dataset.ready = "yes";

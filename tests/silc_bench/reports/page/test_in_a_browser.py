@@ -42,6 +42,13 @@ def test_the_overview_centres_on_chance_ranks_and_leaves_gaps(show):
     assert column(page, "mean rank") == ["1.00", "2.00", "3.00", ""]
 
 
+@pytest.mark.parametrize("part", ["zero-shot", "changes", "unranked"])
+def test_an_address_opens_at_its_part(show, part):
+    page = show(typical(), at=f"#at={part}", width=360, height=640)
+    assert 0 <= page.locator(f"section[data-part='{part}']").bounding_box()["y"] < 640
+    assert page.evaluate("scrollY") > 0
+
+
 def test_a_score_below_chance_is_told_from_one_at_chance(show):
     values = {"above": 0.6, "at": 0.19999, "below": 0.1}
     page = show(page_of([made(name, value, chance=0.2) for name, value in values.items()]))
