@@ -39,6 +39,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signa
 END = b"\0"  # no signal has this number
 LONG = 5.0  # seconds that a step still takes, from which on what is before it is saved at once
 GRACE = 0.5  # seconds in which the main thread answers a second signal, where it can
+GATE = 0.1  # seconds after which a thread that waits for the weights asks whether the run has ended
 TOGETHER = 5.0  # seconds in which torchrun has passed on what every process was sent
 
 
@@ -147,11 +148,14 @@ class Stop:
                     continue
                 self.heard.append(number)
                 if len(self.heard) == 1:
-                    first = time.monotonic()
-                    left = self._seconds - (first - self._began)
+                    left = self._seconds - (time.monotonic() - self._began)
                     say(self._answer(left), self._console)
                     if left >= LONG:
                         self._keep_before()
+
+                    # What came while this thread waited, for the terminal or for the end of an
+                    # update, is read from here on only, however soon after the first it came.
+                    first = time.monotonic()
                 elif not self._is_alone:
                     if time.monotonic() - first >= TOGETHER:
                         os._exit(128 + number)
@@ -160,9 +164,24 @@ class Stop:
                     self._leave()
 
     def _keep_before(self) -> None:
-        with self.gate, suppress(RunError):  # the checkpoint after the step says what is wrong
-            if self._is_leavable and self.keep is not None:
+        # The checkpoint after the step says what is wrong.
+        with self._weights() as stand_still, suppress(RunError):
+            if stand_still and self._is_leavable and self.keep is not None:
                 self.keep()
+
+    @contextmanager
+    def _weights(self) -> Iterator[bool]:
+        """Whether they stand still within it. They do not where the run has ended before.
+
+        An exception of a third signal may keep the gate, and the end of the run waits for us.
+        """
+        while not (stand_still := self.gate.acquire(timeout=GATE)) and not self._has_ended.is_set():
+            pass
+        try:
+            yield stand_still
+        finally:
+            if stand_still:
+                self.gate.release()
 
     def _answer(self, left: float) -> str:
         about = f", about {left:.0f} s" if left >= 1 else ""
@@ -173,9 +192,9 @@ class Stop:
         """End the process from here, where the main thread does not come to it."""
         if self._has_ended.wait(GRACE):
             return
-        with self.gate:
+        with self._weights() as stand_still:
             # Otherwise the main thread is at it, or at what may not be left.
-            if not self._is_leavable or self.save is None:
+            if not (stand_still and self._is_leavable) or self.save is None:
                 return
             try:
                 sentence = f"error: {self.save()}"
