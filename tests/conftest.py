@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A file has one name: silc_bench.trainer.loop, never trainer.loop, though the checkout may be on
 # the path.
@@ -38,8 +38,11 @@ os.environ["SILC_BENCH_CONFIG"] = "off"
 
 # A suite that is red on one clone and green on the next teaches everyone to look away; `make fuzz`
 # draws new examples.
-settings.register_profile("same everywhere", derandomize=True, database=None, print_blob=True)
-settings.register_profile("fuzz", derandomize=False, print_blob=True)
+#
+# Nor does an example have a time limit: the first one may wait for an import, or for the machine.
+NO_LIMIT = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("same everywhere", derandomize=True, database=None, **NO_LIMIT)
+settings.register_profile("fuzz", derandomize=False, **NO_LIMIT)
 settings.load_profile("same everywhere")
 
 

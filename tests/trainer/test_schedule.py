@@ -86,7 +86,7 @@ def test_the_distance_to_one_grows_with_the_batch(batch, momentum):
     assert ema_at(3, 100, replace(scaled, ema_batch=0), batch) == pytest.approx(0.966)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     num_steps=st.integers(1, 400),
     warmup=st.floats(0, 1),

@@ -144,7 +144,7 @@ def mutated(whole, changes, keep):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["PNG", "TIFF", "BMP", "PPM", "GIF"]), MUTATIONS, st.floats(0.2, 1))
 def test_broken_masks_raise_nothing_else(make, kind, changes, keep):
     try:
@@ -155,7 +155,8 @@ def test_broken_masks_raise_nothing_else(make, kind, changes, keep):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(MUTATIONS, st.floats(0.2, 1))
 def test_broken_classes_json_raises_nothing_else(tmp_path, changes, keep):

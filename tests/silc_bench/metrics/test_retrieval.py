@@ -54,7 +54,7 @@ def nearly_tied(rng, kind):
 
 
 @pytest.mark.parametrize("kind", ["random", "copies", "a last bit apart", "collapsed", "zeros"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10**6),
     tile=st.sampled_from([1, 3, 8, 64]),

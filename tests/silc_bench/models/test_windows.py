@@ -55,7 +55,7 @@ sides = st.integers(1, 40)
 views = st.builds(view_of, st.integers(1, 5), st.integers(0, 13), st.integers(1, 20))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(views, st.tuples(sides, sides), st.tuples(sides, sides))
 @example(View(12, 12, 4), (12, 12), (30, 17))  # one window, the plain path
 def test_any_window_and_stride_equals_the_loop_and_covers_each_pixel(view, size, mask_size):

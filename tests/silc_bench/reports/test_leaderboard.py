@@ -167,7 +167,7 @@ RUNS = st.tuples(
 
 
 @given(st.lists(RUNS, min_size=1, max_size=8, unique=True))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whatever_was_measured_a_column_holds_one_kind_of_number(tmp_path_factory, runs):
     folder = tmp_path_factory.mktemp("results")
     newest = {}

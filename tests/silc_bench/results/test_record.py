@@ -53,7 +53,7 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False)
     details=st.dictionaries(st.text(max_size=5), st.lists(FLOATS) | st.text()),
     limit=st.none() | st.integers(1, 10**9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_round_trip_through_a_file(tmp_path_factory, name, metrics, **fields):
     record = record_of(name, metrics, TASK, revision=REVISION, **fields)
     folder = tmp_path_factory.mktemp("results")

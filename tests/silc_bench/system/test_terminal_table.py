@@ -5,7 +5,7 @@ import re
 
 import pytest
 from hostile import HOSTILE_NAMES, cells
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -39,7 +39,6 @@ def boards(draw):
     80,
 )
 @example(([" \U00018cd6\U00018d09"], [("a" * 170, ["0.0 ±0.0"])]), 40)
-@settings(deadline=None)
 def test_every_table_fits_and_holds_every_value(board, width):
     heads, rows = board
     shorts = short_names([visible(name) for name, _ in rows], width // 2)
@@ -63,7 +62,6 @@ def test_every_table_fits_and_holds_every_value(board, width):
 
 @given(st.lists(st.tuples(NAMES, NAMES, NAMES), min_size=1, max_size=3), st.sampled_from([40, 80]))
 @example([(name, name, name) for name in HOSTILE_NAMES], 80)
-@settings(deadline=None)
 def test_every_listing_fits_and_shows_every_letter(rows, width):
     listing = Listing("field", HOSTILE_NAMES[1], "of it", title=HOSTILE_NAMES[2])
     for row in rows:
@@ -77,7 +75,6 @@ def test_every_listing_fits_and_shows_every_letter(rows, width):
 
 
 @given(st.lists(NAMES, unique=True), st.integers(8, 40))
-@settings(deadline=None)
 @example(["x" * 50 + digit + "x" * 50 for digit in "123456789012"], 10)
 def test_no_two_short_names_meet(names, width):
     shorts = short_names(names, width)
@@ -87,7 +84,6 @@ def test_no_two_short_names_meet(names, width):
 
 
 @given(st.text(), st.integers(1, 30))
-@settings(deadline=None)
 def test_wrapping_loses_no_letter(text, width):
     text = visible(text)
     lines = wrapped(text, width)

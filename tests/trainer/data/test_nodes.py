@@ -105,7 +105,7 @@ def test_all_nodes_together_read_each_pair_once_an_epoch(tmp_path, num_nodes, pe
     assert answers[0][-1].position == num_epochs * len(PAIRS)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     num_nodes=st.integers(2, 6),

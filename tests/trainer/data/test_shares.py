@@ -111,7 +111,7 @@ def joined(answers):
     return batches
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     num_samples=st.integers(2, 40),
     ranks=st.integers(1, 4),

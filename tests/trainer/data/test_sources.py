@@ -46,7 +46,7 @@ from pairs import take, texts_of, whole, write_shard  # isort: skip
 # --- each sample once, for any number of shards, workers and ranks, from any point ----------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=7),
     group=st.integers(1, 4),
@@ -283,7 +283,7 @@ def test_filters_that_leave_nothing(tmp_path):
 # --- mixtures -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     weights=st.lists(st.floats(0.05, 20), min_size=1, max_size=5),
     seed=st.integers(0, 2**32),

@@ -57,7 +57,7 @@ def ours(targets, temp=TEMP, num_skipped=0):
     return lambda h, w: distillation_loss(h, w, targets, temp, num_skipped)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     teachers=st.integers(1, 3),
     students=st.integers(1, 6),

@@ -43,7 +43,7 @@ def check_resampling(images, boxes, flips, size, tolerance=1e-5, kind="bilinear"
         same(mine[index].double(), theirs, tolerance)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.integers(1, 64),
     height=st.integers(1, 48),

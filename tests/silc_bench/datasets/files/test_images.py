@@ -64,7 +64,7 @@ def claiming(png, width, height):
     return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from(["PNG", "JPEG", "WEBP"]),
     st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=6),

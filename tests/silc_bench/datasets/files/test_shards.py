@@ -71,7 +71,8 @@ def test_samples_equal_webdatasets(shard, tar_format):
 
 @given(st.from_regex(r"(([ab.]{1,3}|__a__)/){0,2}([abA_][abA._]{0,6}|__a__)", fullmatch=True))
 @settings(
-    max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_keys_are_split_as_webdataset_splits_them(shard, name):
     index = shard([(name, b"x")])
@@ -130,7 +131,8 @@ def test_the_same_name_twice_in_a_sample_is_counted(shard):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(st.tuples(st.integers(0, 10239), st.integers(0, 255)), min_size=1, max_size=6))
 def test_flipped_bytes_never_lead_outside_the_file(shard, flips):

@@ -321,7 +321,7 @@ NUMBERS = st.integers(-(2**53), 2**53) | st.floats()
     ),
     probe=st.fixed_dictionaries({}, optional=dict.fromkeys(("probe/x", "stderr/x"), NUMBERS)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(start={}, config={}, record={}, row={"images_per_second": 5e-324}, probe={})
 def test_whatever_a_run_holds_makes_a_page(start, config, record, row, probe):
     run = Run(

@@ -94,7 +94,7 @@ def test_everything_in_the_vocabulary_occurs_about_equally_often():
     assert counts.min() > 0.02
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(samples)
 def test_objects_are_in_the_image_apart_and_told_apart(one):
     main, *others = one.objects
@@ -113,7 +113,7 @@ def test_objects_are_in_the_image_apart_and_told_apart(one):
 # ---- captions ----
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(samples)
 def test_captions_differ_and_are_true(one):
     texts = captions(one)
@@ -228,7 +228,7 @@ def test_backgrounds_stay_muted_around_their_tone(texture):
     assert ground.std() < 30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples)
 def test_main_object_is_whole_and_has_the_largest_area(one):
     _, mask = render(one, 64)
@@ -239,7 +239,7 @@ def test_main_object_is_whole_and_has_the_largest_area(one):
     np.testing.assert_array_equal(alone == values[0], mask == values[0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(samples)
 def test_a_scene_looks_the_same_at_any_resolution(one):
     small, small_mask = render(one, 56)
