@@ -12,6 +12,7 @@ import torch
 from refusals import refused
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from silc_bench.errors import RunError
 from silc_bench.system.processes import StoppedError
@@ -59,7 +60,12 @@ def test_a_run_that_starts_anew_has_a_new_log(tmp_path, rows_in):
     assert losses(tmp_path, rows_in) == {2: 52.0}
 
 
-def test_a_resumed_log_and_its_curves_read_as_if_nothing_had_happened(tmp_path, rows_in):
+def test_a_resumed_log_and_its_curves_read_as_if_nothing_had_happened(
+    tmp_path, rows_in, monkeypatch
+):
+    # TensorBoard reads files of one second by the count in their names, and takes 10 for less than
+    # 9: a run and its resumption are two processes, which both begin with 0.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     write(tmp_path, [2, 4, 6, 8])
     write(tmp_path, [6, 8, 10], start=5, value=100.0)
     expected = {2: 2.0, 4: 4.0, 6: 106.0, 8: 108.0, 10: 110.0}
